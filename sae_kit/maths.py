@@ -1,0 +1,213 @@
+"""Pure functions on tensors that several parts measure with, and streaming forms of them.
+
+Conventions: rows are tokens, channels are activation dimensions, divergences are in nats. Sums of
+squares run in float64.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+    """Fraction of variance unexplained: squared residuals over squared deviations from the mean.
+
+    0 is perfect, 1 is what the mean row achieves. Float64. Rows that are all alike have no variance
+    to explain: inf, or NaN if they are met exactly.
+    """
+    x, x_hat = x.double(), x_hat.double()
+    return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+
+
+def cosine_rows(x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+    """Cosine similarity of each row of `x` with the same row of `y`; 0 where a row is zero."""
+    return F.cosine_similarity(x, y, dim=-1)
+
+
+def kl_from_logits(
+    clean: Float[Tensor, "*rows vocab"],
+    perturbed: Float[Tensor, "*rows vocab"],
+    *,
+    chunk_rows: int = 256,
+) -> Float[Tensor, "*rows"]:
+    """KL(clean || perturbed) of the next-token distributions, in nats per row. Float64.
+
+    In float32 the rounding of the logits alone adds about 1e-6, more than the KL of a small
+    perturbation. `chunk_rows` bounds the memory: that many rows are widened at a time. A token that
+    `clean` gives probability 0 adds nothing, whatever `perturbed` gives it.
+    """
+    pairs = zip(
+        clean.flatten(0, -2).split(chunk_rows),
+        perturbed.flatten(0, -2).split(chunk_rows),
+        strict=True,
+    )
+    chunks = [_kl_rows(p.double().log_softmax(-1), q.double().log_softmax(-1)) for p, q in pairs]
+    return torch.cat(chunks).reshape(clean.shape[:-1])
+
+
+def _kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
+    p = log_p.exp()
+    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1)
+
+
+def cross_entropy_rows(
+    logits: Float[Tensor, "*rows vocab"], targets: Int[Tensor, "*rows"]
+) -> Float[Tensor, "*rows"]:
+    """-log p(target) in nats per row. Float32, or float64 if the logits are."""
+    rows = logits.flatten(0, -2)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return F.cross_entropy(rows, targets.flatten(), reduction="none").reshape(targets.shape)
+
+
+@final
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: Float[Tensor, " n"], *, seed: int, n_resamples: int = 1000, level: float = 0.95
+) -> Interval:
+    """The mean with its percentile bootstrap interval (Efron 1979).
+
+    `values` must be independent: tokens of one context are not, so give one value per context.
+
+    Raises:
+        ValueError: no values, or a level outside (0, 1).
+    """
+    if values.numel() == 0:
+        raise ValueError("values: empty; an interval needs at least one value")
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not between 0 and 1; give 0.95, say")
+    generator = torch.Generator().manual_seed(seed)
+    values = values.detach().cpu().double()
+    n = len(values)
+    means = torch.empty(n_resamples, dtype=torch.float64)
+    for i in range(n_resamples):
+        means[i] = values[torch.randint(n, (n,), generator=generator)].mean()
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = means.quantile(tails).tolist()
+    return Interval(values.mean().item(), low, high)
+
+
+@final
+class StreamingMoments:
+    """Count, mean and variance of rows seen in batches, in float64.
+
+    The result does not depend on the batches (to rounding): batches merge by the pairwise update of
+    Chan, Golub and LeVeque (1979).
+
+    Args:
+        width: number of channels.
+        with_cov: also keep the covariance, `width`^2 numbers.
+        device: where the sums live; batches come from the same device.
+    """
+
+    def __init__(
+        self, width: int, *, with_cov: bool = False, device: torch.device | str = "cpu"
+    ) -> None:
+        self.width, self.with_cov = width, with_cov
+        self.count = 0
+        """Number of rows seen."""
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        """[width]; zero before the first row."""
+        # Sums of products of deviations: the whole matrix, or its diagonal.
+        shape = (width, width) if with_cov else (width,)
+        self._deviations = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def update(self, x: Float[Tensor, "rows {self.width}"]) -> None:
+        """Take in a batch of rows."""
+        if len(x) == 0:
+            return
+        x = x.detach().double()
+        mean = x.mean(0)
+        centred = x - mean
+        deviations = centred.T @ centred if self.with_cov else centred.square().sum(0)
+        self._merge(len(x), mean, deviations)
+
+    def merge(self, other: "StreamingMoments") -> None:
+        """Take in what another instance (another process, say) has seen."""
+        if (other.width, other.with_cov) != (self.width, self.with_cov):
+            raise ValueError("moments of different width or with_cov cannot be merged")
+        if other.count:
+            self._merge(other.count, other.mean, other._deviations)
+
+    def _merge(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        total = self.count + count
+        shift = mean - self.mean
+        product = torch.outer(shift, shift) if self.with_cov else shift.square()
+        self._deviations = self._deviations + deviations + product * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def var(self) -> Float[Tensor, "{self.width}"]:
+        """Unbiased variance per channel; NaN before the second row."""
+        sums = self._deviations.diagonal() if self.with_cov else self._deviations
+        return self._per_degree_of_freedom(sums)
+
+    def cov(self) -> Float[Tensor, "{self.width} {self.width}"]:
+        """Unbiased covariance, as torch.cov; NaN before the second row."""
+        if not self.with_cov:
+            raise ValueError("with_cov: False keeps no covariance; give with_cov=True")
+        return self._per_degree_of_freedom(self._deviations)
+
+    def total_deviation(self) -> Float[Tensor, ""]:
+        """Sum over rows and channels of the squared deviation from the mean row."""
+        return (self._deviations.diagonal() if self.with_cov else self._deviations).sum()
+
+    def _per_degree_of_freedom(self, sums: Tensor) -> Tensor:
+        return sums / (self.count - 1) if self.count > 1 else torch.full_like(sums, math.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "deviations": self._deviations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of an instance of the same shape."""
+        if state["deviations"].shape != self._deviations.shape:
+            raise ValueError(
+                f"deviations: saved with shape {tuple(state['deviations'].shape)}, "
+                f"but these are {tuple(self._deviations.shape)}"
+            )
+        self.count = state["count"]
+        self.mean = state["mean"].to(self.mean.device)
+        self._deviations = state["deviations"].to(self.mean.device)
+
+
+@final
+class StreamingFVU:
+    """`fvu` of rows seen in batches, about the mean row of all of them (not of each batch)."""
+
+    def __init__(self, width: int, *, device: torch.device | str = "cpu") -> None:
+        self.width = width
+        self._moments = StreamingMoments(width, device=device)
+        self._residual = torch.zeros((), dtype=torch.float64, device=device)
+
+    def update(
+        self, x: Float[Tensor, "rows {self.width}"], x_hat: Float[Tensor, "rows {self.width}"]
+    ) -> None:
+        """Take in a batch of rows and their reconstructions."""
+        residual = x.detach().double() - x_hat.detach().double()
+        self._residual = self._residual + residual.square().sum()
+        self._moments.update(x)
+
+    def value(self) -> float:
+        """The FVU so far; NaN before the first row."""
+        return (self._residual / self._moments.total_deviation()).item()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moments": self._moments.state_dict(), "residual": self._residual}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of an instance of the same width."""
+        self._moments.load_state_dict(state["moments"])
+        self._residual = state["residual"].to(self._residual.device)
