@@ -1,0 +1,210 @@
+"""Sparse products, their gradients, and the small pieces of linear algebra that every SAE shares.
+
+A latent owns one row of each weight matrix: both are stored `[d_sae d_in]`, contiguous, so that
+reading or updating a latent touches consecutive memory. On top of that, everything a sparse code
+needs is one primitive, a weighted sum of table rows (`F.embedding_bag`):
+
+    reconstruction of a row   = the sum of the decoder rows of its latents
+    gradient of a latent's weights = the sum of the batch rows in which it is active
+
+The second is the transpose of the first, reached by sorting the pairs (row, latent) by latent. No
+`[rows, d_sae]` gradient is ever formed; the pre-activations of the forward pass are the only matrix
+of that shape, and they are freed as soon as the k largest are taken. Sums run in a fixed order, so
+repeating a step gives the same bits.
+
+Limits: first derivatives only.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# --- sparse encode and decode ---------------------------------------------------------------------
+
+
+def top_pre_activations(
+    x: Float[Tensor, "rows d_in"],
+    encoder_rows: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of `x @ encoder_rows.T + b_enc` in each row (unsorted), and which they are.
+
+    Differentiable in `x`, `encoder_rows` and `b_enc`; the choice of latents is held constant.
+    """
+    return _TopPreActivations.apply(x, encoder_rows, b_enc, k)
+
+
+def keep_top(pre: Float[Tensor, "rows n"], k: int) -> Float[Tensor, "rows n"]:
+    """The matrix with all but the k largest entries of each row set to 0; differentiable."""
+    values, indices = pre.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(pre).scatter(-1, indices, values)
+
+
+def sparse_decode(
+    values: Float[Tensor, "rows k"],
+    indices: Int[Tensor, "rows k"],
+    decoder_rows: Float[Tensor, "d_sae d_in"],
+) -> Float[Tensor, "rows d_in"]:
+    """`out[r] = sum_j values[r, j] * decoder_rows[indices[r, j]]`, differentiable."""
+    return _SparseDecode.apply(values, indices, decoder_rows)
+
+
+class _TopPreActivations(torch.autograd.Function):
+    """Encoder product and top-k in one node: the gradient reaches the k chosen pairs, no others."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, encoder_rows: Tensor, b_enc: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = F.linear(x, encoder_rows, b_enc).topk(k, dim=-1, sorted=False)
+        ctx.save_for_backward(x, encoder_rows, indices)
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, encoder_rows, indices = ctx.saved_tensors
+        d_sae = encoder_rows.shape[0]
+        needs_x, needs_encoder, needs_bias, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return (
+            _weighted_rows(encoder_rows, indices, grad) if needs_x else None,
+            _latent_sums(x, indices, grad, d_sae) if needs_encoder else None,
+            grad.new_zeros(d_sae).index_add_(0, indices.flatten(), grad.flatten())
+            if needs_bias
+            else None,
+            None,
+        )
+
+
+class _SparseDecode(torch.autograd.Function):
+    """Weighted sum of decoder rows."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, decoder_rows: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, decoder_rows)
+        return _weighted_rows(decoder_rows, indices, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        values, indices, decoder_rows = ctx.saved_tensors
+        needs_values, _, needs_decoder = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return (
+            _row_products(grad, decoder_rows, indices) if needs_values else None,
+            None,
+            _latent_sums(grad, indices, values, decoder_rows.shape[0]) if needs_decoder else None,
+        )
+
+
+def _weighted_rows(table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """[n d], [rows k], [rows k] -> [rows d]: the weighted sum of the listed rows of the table."""
+    return F.embedding_bag(indices, table, per_sample_weights=weights.contiguous(), mode="sum")
+
+
+def _row_products(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    """[rows d], [n d], [rows k] -> [rows k]: products of each row with its listed table rows.
+
+    This is PyTorch's own derivative of embedding_bag in its weights. Calling it by name spares a
+    second forward pass, and a gather of [rows k d] which costs several times as much.
+    """
+    rows, k = indices.shape
+    bag = torch.arange(rows, device=indices.device)
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x, table, indices.flatten(), bag * k, bag.repeat_interleave(k), 0
+    )
+    return products.view(rows, k)
+
+
+def _latent_sums(x: Tensor, indices: Tensor, weights: Tensor, d_sae: int) -> Tensor:
+    """[rows d], [rows k], [rows k] -> [d_sae d]: per latent, the weighted sum of its rows of x."""
+    latents = indices.flatten()
+    # int32 halves the sort; stable, so that each latent adds its rows up in the order of the batch.
+    order = latents.int().sort(stable=True).indices
+    first = F.pad(torch.bincount(latents, minlength=d_sae).cumsum(0), (1, 0))
+    return F.embedding_bag(
+        order // indices.shape[1],
+        x.contiguous(),
+        first,
+        per_sample_weights=weights.flatten()[order],
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def squared_error(
+    recon: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_in"]
+) -> Float[Tensor, ""]:
+    """Squared error summed over channels and averaged over rows."""
+    return (recon - target).square().sum() / target.shape[0]
+
+
+def variance(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+    """Squared distance to the mean row, summed over channels and averaged over rows."""
+    return squared_error(x.mean(0).expand_as(x), x)
+
+
+# --- decoder norm ---------------------------------------------------------------------------------
+
+
+def unit_norm_rows_(rows: Float[Tensor, "d_sae d_in"]) -> None:
+    """Scale every row to norm 1, in place. A row of zeros stays one."""
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    rows.div_(norms.clamp_min(torch.finfo(rows.dtype).tiny))
+
+
+def remove_parallel_(
+    grad: Float[Tensor, "d_sae d_in"], unit_rows: Float[Tensor, "d_sae d_in"]
+) -> None:
+    """Remove from each row of the gradient its component along the (unit) row, in place."""
+    parallel = torch.einsum("ij,ij->i", grad, unit_rows)
+    grad.addcmul_(unit_rows, parallel[:, None], value=-1)
+
+
+# --- initialisation -------------------------------------------------------------------------------
+
+
+def random_unit_rows(
+    n_rows: int, d_in: int, generator: torch.Generator
+) -> Float[Tensor, "n_rows d_in"]:
+    """Rows drawn uniformly from the unit sphere, float32, on the generator's device."""
+    rows = torch.randn(n_rows, d_in, generator=generator, device=generator.device)
+    unit_norm_rows_(rows)
+    return rows
+
+
+@torch.no_grad()
+def geometric_median(
+    x: Float[Tensor, "rows d_in"], *, max_steps: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d_in"]:
+    """The point with the least summed distance to the rows (Weiszfeld's iteration, in float64).
+
+    Stops after `max_steps`, or when a step is shorter than `tolerance` times the mean distance.
+    """
+    points = x.double()
+    median = points.mean(0)
+    for _ in range(max_steps):
+        distances = torch.linalg.vector_norm(points - median, dim=-1)
+        scale = distances.mean()
+        if scale == 0:
+            break  # all rows are the same point
+        # The floor keeps a row that is hit exactly from dividing by zero.
+        weights = 1 / distances.clamp_min(1e-12 * float(scale))
+        moved = (weights @ points) / weights.sum()
+        step = torch.linalg.vector_norm(moved - median)
+        median = moved
+        if step < tolerance * scale:
+            break
+    return median.to(x.dtype)

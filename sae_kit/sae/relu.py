@@ -1,0 +1,98 @@
+"""ReLU SAE with an L1 penalty: the first architecture, and still the baseline.
+
+    code = relu((x - b_dec) @ W_enc + b_enc)
+    loss = mean over rows of  |recon - target|^2  +  l1_coefficient * sum_i code_i
+
+Source: Bricken et al. 2023, "Towards Monosemanticity" (unit-norm decoder, gradient projection,
+geometric-median pre-bias); the pre-activation and tied initialisation are those of Bloom's
+gpt2-small-res-jb.
+
+Units. The error is summed over channels, as in Anthropic's update of April 2024; on inputs scaled
+to a mean norm of sqrt(d_in) coefficients can be compared across widths and models. Where others
+average the error over channels (Bloom; Braun et al. average the penalty as well), their coefficient
+is ours over d_in. An active latent gives up l1_coefficient / 2 of its activation, so at L0 latents
+a row the penalty costs at least L0 * l1_coefficient^2 / (4 d_in) of the variance.
+
+Limits: the penalty shrinks activations; latents may die, and nothing here revives them.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_kit.sae import ops
+from sae_kit.sae.base import SAE, Inference, Losses, SAEConfig, TrainOutput
+from sae_kit.sae.code import SparseCode
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReLUConfig(SAEConfig, arch="relu"):
+    """A ReLU SAE with an L1 penalty."""
+
+    l1_coefficient: float = 2.0
+    """Weight of the penalty, in units of the activation (mean input norm sqrt(d_in))."""
+
+    n_l1_warmup_steps: int = 1000
+    """Steps over which the coefficient rises linearly from 0. Few kill latents early; 0 = none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l1_coefficient < 0:
+            raise ValueError(f"l1_coefficient: {self.l1_coefficient} is negative; give 0 or more")
+        if self.n_l1_warmup_steps < 0:
+            raise ValueError(
+                f"n_l1_warmup_steps: {self.n_l1_warmup_steps} is negative; give 0 for no warm-up"
+            )
+
+    def build(self, d_in: int, *, generator: torch.Generator) -> "ReLUSAE":
+        """See SAEConfig.build."""
+        return ReLUSAE(self, d_in, generator=generator)
+
+
+@final
+class ReLUSAE(SAE):
+    """See the module's docstring. Dense throughout: it starts with half the latents active."""
+
+    config: ReLUConfig
+
+    def encode_rows(
+        self, x: Float[Tensor, "rows d_in"]
+    ) -> Float[Tensor, "rows d_sae"] | SparseCode:
+        """See SAE.encode_rows."""
+        return F.linear(self._centred(x), self.encoder_rows, self.b_enc).relu()
+
+    def forward_train(self, x: Float[Tensor, "rows d_in"]) -> TrainOutput:
+        """See SAE.forward_train."""
+        code = self.encode_rows(x)
+        return TrainOutput(self.decode(code), code)
+
+    def losses(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        target: Float[Tensor, "rows d_in"],
+        out: TrainOutput,
+        *,
+        step: int,
+        dead: Bool[Tensor, " d_sae"],
+    ) -> Losses:
+        """Squared error `mse` and penalty `l1`. See SAE.losses."""
+        assert isinstance(out.code, Tensor)
+        # The code is not negative, so its sum is its L1 norm.
+        l1 = out.code.sum() / out.code.shape[0]
+        return Losses.of(
+            mse=ops.squared_error(out.recon, target), l1=self._l1_coefficient(step) * l1
+        )
+
+    def inference(self) -> Inference:
+        """See SAE.inference."""
+        return Inference("relu", {}, self.weights())
+
+    def _l1_coefficient(self, step: int) -> float:
+        warmup = self.config.n_l1_warmup_steps
+        risen = 1.0 if step >= warmup else step / warmup
+        return self.config.l1_coefficient * risen

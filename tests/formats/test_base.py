@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from sae_kit import formats
+from sae_kit.formats import base
+from sae_kit.sae.topk import TopKConfig
+
+
+def save(path, *, k=2, **metadata):
+    sae = TopKConfig(d_sae=8, k=k).build(4, generator=torch.Generator().manual_seed(0))
+    formats.save_sae(sae, path, metadata=metadata)
+
+
+def test_sites_open_in_the_order_the_model_computes_them(tmp_path):
+    order = [
+        "hook_embed",
+        "blocks.0.hook_resid_pre",
+        "blocks.2.hook_resid_pre",
+        "blocks.2.attn.hook_z",
+        "blocks.2.hook_resid_mid",
+        "blocks.2.mlp.hook_post",
+        "blocks.2.hook_mlp_out",
+        "blocks.2.hook_resid_post",
+        "blocks.10.hook_resid_pre",
+        "ln_final.hook_normalized",
+    ]
+    for site in sorted(order):
+        save(tmp_path / "saes" / site)
+    assert list(formats.load_saes(tmp_path)) == order
+    assert list(formats.load_saes(tmp_path / "saes")) == order
+    assert list(formats.load_saes(tmp_path, layers=[10, 0])) == [order[1], order[8]]
+
+
+def test_absent_layers_are_named(tmp_path):
+    for layer in (0, 3):
+        save(tmp_path / "saes" / f"blocks.{layer}.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"layers: \[1, 7\] .* available: \[0, 3\]"):
+        formats.load_saes(tmp_path, layers=[0, 1, 7])
+
+
+def test_folders_of_other_things_are_passed_over(tmp_path):
+    save(tmp_path / "blocks.0.hook_resid_pre")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    assert list(formats.load_saes(tmp_path)) == ["blocks.0.hook_resid_pre"]
+
+
+def test_nothing_there(tmp_path):
+    absent = tmp_path / "absent"
+    for open_ in (formats.load_sae, formats.inspect_sae, formats.load_saes):
+        with pytest.raises(ValueError, match=r"absent: no such folder; give"):
+            open_(absent)
+    with pytest.raises(ValueError, match=r"no SAE in a known format .*cfg\.json"):
+        formats.load_sae(tmp_path)
+    with pytest.raises(ValueError, match="holds no SAEs"):
+        formats.load_saes(tmp_path)
+
+
+def test_a_run_is_not_one_sae(tmp_path):
+    save(tmp_path / "saes" / "hook_embed")
+    with pytest.raises(ValueError, match="open it with load_saes"):
+        formats.load_sae(tmp_path)
+
+
+def test_unknown_format_is_named(tmp_path):
+    sae = TopKConfig(d_sae=8, k=2).build(4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"format: 'saelense' is unknown; choose one of .*saelens"):
+        formats.save_sae(sae, tmp_path, metadata={}, format="saelense")
+
+
+def test_formats_register_themselves():
+    assert {name: one.name for name, one in base.formats().items()}["saelens"] == "saelens"
