@@ -1,0 +1,143 @@
+"""Local files: what is found, what is held out, and what is said about a bad one."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sae_kit.data.text import TextConfig, find_files, read_part, select_parts
+from sae_kit.dist import World
+from sae_kit.models.tokenizer import Tokenizer
+
+
+def write_jsonl(path: Path, values: list) -> None:
+    path.write_text("\n".join(json.dumps(value) for value in values) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two books in a folder tree, beside something else."""
+    books = tmp_path / "books"
+    (books / "old").mkdir(parents=True)
+    (books / "b.txt").write_text("the dog sat\n" * 100, encoding="utf-8")
+    (books / "old" / "a.txt").write_text("the cat sat\n" * 100, encoding="utf-8")
+    (books / "cover.png").write_bytes(b"\x89PNG")
+    return books
+
+
+def test_files_folders_and_patterns(folder: Path) -> None:
+    a, b = folder / "old" / "a.txt", folder / "b.txt"
+    assert find_files((str(folder),)) == [b, a]
+    assert find_files((str(folder / "*.txt"),)) == [b]
+    assert find_files((str(folder / "**" / "*.txt"),)) == [b, a]
+    assert find_files((str(a), str(folder), str(a))) == [b, a]
+
+
+@pytest.mark.parametrize("name", ["nothing", "*.md", "old/empty"])
+def test_no_text_found_says_where_it_looked(folder: Path, name: str) -> None:
+    (folder / "old" / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no text found.*searched .*books") as error:
+        find_files((str(folder / "b.txt"), str(folder / name)))
+    assert name in str(error.value)
+
+
+def test_other_kinds_of_files_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"cover\.png is none of \.txt, \.jsonl, \.parquet"):
+        find_files((str(folder / "cover.png"),))
+
+
+def test_no_paths_are_refused() -> None:
+    with pytest.raises(ValueError, match="paths: no text named"):
+        TextConfig(paths=())
+
+
+@pytest.mark.parametrize("line_end", ["\n", ""])
+def test_the_two_parts_of_a_text_are_the_text(tmp_path: Path, line_end: str) -> None:
+    text = "".join(f"line {i} of the book{line_end}" for i in range(500))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (first,) = read_part(tmp_path / "a.txt", "first")
+    (last,) = read_part(tmp_path / "a.txt", "last")
+    assert first + last == text
+    assert 0.01 < len(last) / len(text) < 0.025
+    assert last.startswith("line") or not line_end
+
+
+@pytest.mark.parametrize(("n", "n_last"), [(1, 0), (2, 1), (50, 1), (51, 2), (200, 4)])
+def test_the_two_parts_of_many_documents(tmp_path: Path, n: int, n_last: int) -> None:
+    documents = [f"document {i}" for i in range(n)]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": d} for d in documents])
+    first = list(read_part(tmp_path / "a.jsonl", "first"))
+    last = list(read_part(tmp_path / "a.jsonl", "last"))
+    assert first + last == documents == list(read_part(tmp_path / "a.jsonl", "all"))
+    assert len(last) == n_last
+
+
+def test_whole_files_are_held_out_by_pattern(folder: Path) -> None:
+    a, b = folder / "old" / "a.txt", folder / "b.txt"
+    assert select_parts([a, b], ("a*",), "train") == [(b, "all")]
+    assert select_parts([a, b], ("old/*.txt",), "heldout") == [(a, "all")]
+    assert select_parts([a, b], (), "heldout") == [(a, "last"), (b, "last")]
+    with pytest.raises(ValueError, match=r"heldout_paths: 'c\*' matches none of: a\.txt, b\.txt"):
+        select_parts([a, b], ("a*", "c*"), "train")
+
+
+def test_the_three_formats_hold_the_same_documents(tmp_path: Path) -> None:
+    documents = ["the cat", "a naïve dog\nwith two lines", "   ", "日本"]
+    kept = [document for document in documents if document.strip()]
+    write_jsonl(tmp_path / "a.jsonl", [{"n": 1, "body": document} for document in documents])
+    pq.write_table(pa.table({"body": [*documents, None]}), tmp_path / "a.parquet")
+    assert list(read_part(tmp_path / "a.jsonl", "all", "body")) == kept
+    assert list(read_part(tmp_path / "a.parquet", "all", "body")) == kept
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + documents[1].encode())
+    assert list(read_part(tmp_path / "a.txt", "all")) == [documents[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"abc\xff", r"a\.txt is not UTF-8: byte 3 is 0xff"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"a\.jsonl is not UTF-8: byte 24 is 0xe9"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b'{"body": "a"}', r"line 1 has no text in 'text'; fields: body .*text_field"),
+        ("a.jsonl", b'["a"]', r"line 1 has no text in 'text'; fields: none"),
+        ("a.parquet", b"PAR1", r"a\.parquet is not a parquet file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(read_part(tmp_path / name, "all"))
+
+
+def test_a_missing_parquet_column_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'text'; columns: body, id"):
+        list(read_part(tmp_path / "a.parquet", "all"))
+
+
+def test_an_open_source_says_what_is_too_short(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("  \n", encoding="utf-8")
+    config = TextConfig(paths=(str(tmp_path),))
+    with pytest.raises(ValueError, match=rf"train text of {tmp_path}: 0 tokens of text"):
+        config.open(tiny_tokenizer, split="train", world=World(0, 1), seed=0)
+
+
+def test_everything_held_out_leaves_no_train(tiny_tokenizer: Tokenizer, folder: Path) -> None:
+    config = TextConfig(paths=(str(folder),), heldout_paths=("*.txt",))
+    with pytest.raises(ValueError, match="no file is left after setting aside"):
+        config.open(tiny_tokenizer, split="train", world=World(0, 1), seed=0)
+
+
+def test_changed_text_is_tokenised_anew(tiny_tokenizer: Tokenizer, folder: Path) -> None:
+    config = TextConfig(paths=(str(folder / "b.txt"),), context_size=8)
+
+    def n_tokens() -> int | None:
+        source = config.open(tiny_tokenizer, split="train", world=World(0, 1), seed=0)
+        return source.n_tokens
+
+    before = n_tokens()
+    (folder / "b.txt").write_text("the cat sat\n" * 200, encoding="utf-8")
+    assert before is not None
+    assert n_tokens() > 1.5 * before
