@@ -343,7 +343,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _refused(error, path) from error
     finally:
-        hidden.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # or it would hide what went wrong
+            hidden.unlink()
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

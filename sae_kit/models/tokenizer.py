@@ -18,6 +18,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
+N_BYTE_TOKENS = 257
+"""Tokens of the smallest vocabulary: every byte, and the end of text."""
 
 # GPT-2's pattern with `\p{N}+` replaced by `\p{N}{1,2}`.
 PRE_TOKEN_PATTERN = (
@@ -108,9 +110,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Every byte has a token (ids 1..256), so any text round-trips. Fewer tokens come out when the
     text has too few distinct words. Raises ValueError if `vocab_size` cannot hold the bytes.
     """
-    if vocab_size < 257:
+    if vocab_size < N_BYTE_TOKENS:
         raise ValueError(
-            f"vocab_size={vocab_size} is too small: 256 bytes and {END_OF_TEXT} need 257"
+            f"vocab_size={vocab_size} is too small: 256 bytes and {END_OF_TEXT} need "
+            f"{N_BYTE_TOKENS}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,0 +1,109 @@
+"""What eval.py runs: an evaluation of a training run, of any saved SAEs, or of a model alone."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from omegaconf import DictConfig
+
+from sae_kit.config import from_node
+from sae_kit.data.docs import DocsConfig
+from sae_kit.data.tokens import TokensConfig
+from sae_kit.evals.base import Evaluation, Subject
+from sae_kit.formats.base import load_saes
+from sae_kit.jobs.run_folder import plain, read_config
+from sae_kit.models.hooks import Site
+from sae_kit.models.pretrained import ModelConfig
+from sae_kit.result import Result
+from sae_kit.sae.base import SAE
+
+log = logging.getLogger(__name__)
+
+DPI = 200  # sharp in print at the figures' own size
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """The whole config of an evaluation: conf/eval.yaml."""
+
+    eval: Evaluation
+    model: ModelConfig | None = None
+    """None: what the SAEs were trained on."""
+    data: TokensConfig | None = None
+    """None: the text of the training run; without one, the docstrings of the installed packages."""
+    run: str | None = None
+    """A training run's folder."""
+    saes: str | None = None
+    """A folder of saved SAEs, or one saved SAE."""
+    layers: tuple[int, ...] | None = None
+    """Block numbers whose SAEs are evaluated; None: all."""
+    seed: int = 0
+    replot: str | None = None
+    """A saved result whose figures are drawn again; nothing else happens then."""
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.saes is not None:
+            raise ValueError("saes: give either run or saes, not both")
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> Result:
+    """Run the evaluation (or read the one to be drawn again) and leave everything in `folder`.
+
+    Raises:
+        ValueError: the config does not fit together, or the subject does not fit the evaluation.
+    """
+    config = from_node(Evaluate, plain(cfg))
+    if config.replot is not None:
+        result = Result.load(Path(config.replot))
+        evaluation: type[Evaluation] = Evaluation.variants()[result.name]
+    else:
+        evaluation = type(config.eval)
+        result = config.eval.run(_subject(config))
+        result.save(folder)
+        log.info("\n%s", result.table())
+    for name, figure in evaluation.plot(result).items():
+        figure.savefig(folder / f"{name}.png", dpi=DPI)
+    log.info("\nresult, table and figures: %s", folder)
+    return result
+
+
+def _subject(config: Evaluate) -> Subject:
+    saes: Mapping[Site, SAE] = {}
+    trained: Mapping[str, Any] = {}
+    if config.run is not None:
+        trained = read_config(Path(config.run))
+        if trained["task"] != "saes":
+            raise ValueError(
+                f"run: {config.run} trained no SAEs; give a run of train.py's main job"
+            )
+    if (where := config.run or config.saes) is not None:
+        saes = load_saes(where, config.layers)
+    language_model = _model(config, trained, saes).build()
+    device = language_model.model.device
+    data = config.data
+    if data is None:
+        data = from_node(TokensConfig, trained["data"]) if trained else DocsConfig()
+    return Subject(
+        language_model=language_model,
+        saes={site: sae.to(device) for site, sae in saes.items()},
+        tokens=data,
+        seed=config.seed,
+    )
+
+
+def _model(config: Evaluate, trained: Mapping[str, Any], saes: Mapping[Site, SAE]) -> ModelConfig:
+    """The model asked for, or else the one the SAEs were trained on."""
+    if config.model is not None:
+        return config.model
+    if trained:
+        return from_node(ModelConfig, trained["model"], where="model")
+    for sae in saes.values():
+        name = sae.metadata.get("model_name")
+        if isinstance(name, str):
+            processing = sae.metadata.get("model_from_pretrained_kwargs") or {}
+            centre = bool(processing.get("center_writing_weights", False))
+            return ModelConfig(name=name, centre_writing_weights=centre)
+    raise ValueError("model: none given, and nothing says which; add model=demo (or gpt2, local)")

@@ -1,0 +1,34 @@
+"""What train.py runs: the task named in the config, from its start or from its last checkpoint."""
+
+from collections.abc import Callable
+from signal import Signals
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sae_kit.jobs.run_folder import leaving_no_empty_folder, resumed_run, start_run
+from sae_kit.jobs.train_language_model import train_language_model
+from sae_kit.jobs.train_saes import train_saes
+
+Job = Callable[..., Signals | None]
+
+JOBS: dict[str, Job] = {"saes": train_saes, "language_model": train_language_model}
+
+
+def train(cfg: DictConfig) -> Signals | None:
+    """Run the task; returns None when it is done, or the signal that stopped it.
+
+    Raises:
+        ValueError: the config does not fit, or a resumed run would change it.
+    """
+    resume = cfg.resume is not None
+    with leaving_no_empty_folder():
+        folder, values = resumed_run(cfg) if resume else start_run(cfg)
+        return _job(values)(values, folder, resume=resume)
+
+
+def _job(values: dict[str, Any]) -> Job:
+    task = values.get("task")
+    if task not in JOBS:
+        raise ValueError(f"task: {task!r} is unknown; choose one of {', '.join(JOBS)}")
+    return JOBS[task]

@@ -1,0 +1,163 @@
+"""Train a GPT-2-architecture language model from text, tokenizer first; made for the demo model."""
+
+import contextlib
+import itertools
+import logging
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from sae_kit.checkpoint import latest_checkpoint
+from sae_kit.config import from_node
+from sae_kit.data.docs import docstring_corpus
+from sae_kit.data.mixture import MixtureConfig
+from sae_kit.data.synthetic import synthetic_text
+from sae_kit.data.text import find_files, read_part, select_parts
+from sae_kit.data.tokens import check_context
+from sae_kit.dist import world
+from sae_kit.jobs.run_folder import record_start
+from sae_kit.log import LoggerConfig
+from sae_kit.models.gpt2 import GPT2, GPT2Config
+from sae_kit.models.hooks import torch_device
+from sae_kit.models.pretrained import load_model, save_model
+from sae_kit.models.tokenizer import N_BYTE_TOKENS, Tokenizer, train_bpe
+from sae_kit.train.language_model import LanguageModelConfig, LanguageModelTask
+from sae_kit.train.loop import CHECKPOINTS, Loop, LoopPlan
+
+log = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer"
+"""Name of the folder in a run folder that keeps the tokenizer the run was started with."""
+
+N_SYNTHETIC_TEXTS = 200_000
+"""Texts from which the tokenizer learns the words of the prompt families: some 2,000 times each, so
+that they outweigh the rarest merges of the corpus."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainLanguageModel:
+    """The whole config of a run: conf/language_model.yaml."""
+
+    task: str
+    architecture: GPT2Config
+    data: MixtureConfig
+    lm: LanguageModelConfig
+    logger: LoggerConfig
+    start_from: str | None = None
+    """Whose weights and tokenizer to go on from: a model (folder or hub id), or the folder of
+    another run, which stands for its newest checkpoint; None: from scratch.
+    """
+    device: str = "auto"
+
+
+def train_language_model(
+    values: dict[str, Any], folder: Path, *, resume: bool
+) -> signal.Signals | None:
+    """Train as the config `values` says, in the run folder; returns the signal that stopped it.
+
+    The model lands in `model/`, in Hugging Face layout.
+
+    Raises:
+        ValueError: the config does not fit together; nothing has been written then.
+    """
+    config = from_node(TrainLanguageModel, values)
+    check_context(config.data.context_size, config.architecture.n_ctx)
+    if config.architecture.n_vocab < N_BYTE_TOKENS:
+        raise ValueError(
+            f"architecture.n_vocab: {config.architecture.n_vocab} is too small for a byte-level "
+            f"tokenizer; give at least {N_BYTE_TOKENS}"
+        )
+    model, tokenizer = _start(config, folder / TOKENIZER if resume else None)
+    task = _task(config, model, tokenizer)
+    if not resume:
+        tokenizer.save(folder / TOKENIZER)
+    record_start(folder, values)
+    plan = LoopPlan(
+        n_steps=task.n_steps,
+        log_every=config.lm.log_every,
+        checkpoint_every=config.lm.checkpoint_every,
+        n_checkpoints=config.lm.n_checkpoints,
+        shown=("loss",),
+        remedy="lower lm.lr_matrix and lm.lr_other, or raise lm.n_warmup_steps",
+    )
+    with contextlib.closing(config.logger.build(folder, values)) as logger:
+        loop = Loop(task, plan, folder=folder, loggers=[logger])
+        if resume:
+            loop.resume()
+        stopped = loop.run()
+    if stopped is None:
+        save_model(task.model, tokenizer, folder / "model")
+        log.info("model: %s", folder / "model")
+        log.info(
+            "measure:   python eval.py eval=language_model model=local model.name=%s",
+            folder / "model",
+        )
+    return stopped
+
+
+def _start(config: TrainLanguageModel, kept: Path | None) -> tuple[GPT2, Tokenizer]:
+    """The model before its first step, and its tokenizer.
+
+    `kept` is where an earlier start of the same run left the tokenizer; None: this is the first.
+    """
+    if config.start_from is not None:
+        return _given(config.start_from, config.architecture, torch_device(config.device))
+    if kept is not None:
+        tokenizer = Tokenizer.load(kept)
+    else:
+        log.info("training a tokenizer of %d tokens", config.architecture.n_vocab)
+        tokenizer = train_bpe(tokenizer_texts(config.data), config.architecture.n_vocab)
+    architecture = replace(config.architecture, n_vocab=tokenizer.vocab_size)
+    model = GPT2(architecture, generator=torch.Generator().manual_seed(config.lm.seed))
+    return model.to(torch_device(config.device)), tokenizer
+
+
+def _given(name: str, architecture: GPT2Config, device: torch.device) -> tuple[GPT2, Tokenizer]:
+    """The model and tokenizer called `name`, ready to be trained on."""
+    run = Path(name)
+    if (run / CHECKPOINTS).is_dir():
+        model, tokenizer = GPT2(architecture), Tokenizer.load(run / TOKENIZER)
+        weights = latest_checkpoint(run / CHECKPOINTS)[1]["task"]["model"]
+        sizes = {key: tuple(weight.shape) for key, weight in weights.items()}
+        if sizes != {key: tuple(weight.shape) for key, weight in model.state_dict().items()}:
+            raise ValueError(
+                f"architecture: {architecture} does not fit the weights in {run}; give the "
+                "architecture of that run"
+            )
+        model.load_state_dict(weights)
+        return model.to(device), tokenizer
+    given = load_model(name, device=str(device))
+    if given.model.config != architecture:
+        raise ValueError(
+            f"architecture: the config says {architecture}, but start_from={name} has "
+            f"{given.model.config}; make them equal"
+        )
+    return given.model.train().requires_grad_(True), given.tokenizer
+
+
+def _task(config: TrainLanguageModel, model: GPT2, tokenizer: Tokenizer) -> LanguageModelTask:
+    seed, here = config.lm.seed, world()
+    source = config.data.open(tokenizer, split="train", world=here, seed=seed)
+    heldout = {
+        name: part.open(tokenizer, split="heldout", world=here, seed=seed)
+        for name, part in config.data.parts().items()
+    }
+    return LanguageModelTask(config.lm, model, source, heldout)
+
+
+def tokenizer_texts(data: MixtureConfig) -> Iterator[str]:
+    """What the tokenizer is trained on: the training part of the mixture, whatever its shares."""
+    texts: list[Iterator[str]] = []
+    if data.synthetic_share > 0:
+        texts.append(iter(synthetic_text(0, N_SYNTHETIC_TEXTS)))
+    if data.docs_share > 0:
+        texts.append(iter(docstring_corpus().train))
+    if data.text_share > 0:
+        parts = select_parts(find_files(data.text_paths), data.text_heldout, "train")
+        texts.extend(read_part(path, part) for path, part in parts)
+    return itertools.chain.from_iterable(texts)

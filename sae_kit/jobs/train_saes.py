@@ -1,0 +1,183 @@
+"""The main job: one SAE per site, trained, saved, measured on held-out text."""
+
+import contextlib
+import logging
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from sae_kit.config import from_node, to_dict
+from sae_kit.data.activations import ActivationsConfig
+from sae_kit.data.tokens import TokensConfig, check_context
+from sae_kit.dist import world
+from sae_kit.evals.base import Subject
+from sae_kit.evals.core import Core
+from sae_kit.formats.base import SAES_FOLDER, save_sae
+from sae_kit.jobs.run_folder import record_start
+from sae_kit.log import LoggerConfig
+from sae_kit.models.hooks import Site, match_sites
+from sae_kit.models.pretrained import LanguageModel, ModelConfig
+from sae_kit.result import Result
+from sae_kit.sae.base import SAEConfig
+from sae_kit.timing import Stopwatch
+from sae_kit.train.objective import Objective
+from sae_kit.train.trainer import Trainer, TrainerConfig
+
+log = logging.getLogger(__name__)
+
+FINAL_EVALUATION = Core(n_tokens=32_768, n_splice_tokens=4_096)
+"""What the closing table is measured with: a short form of eval=core."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainSAEs:
+    """The whole config of a run: conf/train.yaml."""
+
+    task: str
+    sites: str | tuple[str, ...]
+    model: ModelConfig
+    data: TokensConfig
+    activations: ActivationsConfig
+    sae: SAEConfig
+    objective: Objective
+    trainer: TrainerConfig
+    logger: LoggerConfig
+
+
+def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> signal.Signals | None:
+    """Train as the config `values` says, in the run folder; returns the signal that stopped it.
+
+    Raises:
+        ValueError: the config does not fit together; nothing has been written then.
+    """
+    config = from_node(TrainSAEs, values)
+    subject = config.model.build()
+    sites = match_sites(config.sites, subject.model.sites())
+    check_context(config.data.context_size, subject.model.n_ctx)
+    stopwatch = Stopwatch()
+    trainer = build_trainer(config, subject, sites, stopwatch)
+    # One context, so that a lack of held-out text shows now and not after the training.
+    _subject(config, subject, trainer).contexts(1)
+    record_start(folder, values)
+    log.info("run folder: %s", folder)
+    log.info("model %s; %d sites: %s", subject.name, len(sites), ", ".join(sites))
+    with contextlib.closing(config.logger.build(folder, values)) as logger:
+        stopped = trainer.fit(folder, [logger], resume=resume)
+    if stopped is None:
+        log.info("where the time went: %s", stopwatch.summary())
+        export(config, subject, trainer, folder)
+        result = measure(config, subject, trainer, folder)
+        log.info("\n%s\n\n%s", closing_table(result, trainer), whats_next(folder, sites))
+    return stopped
+
+
+def build_trainer(
+    config: TrainSAEs, subject: LanguageModel, sites: list[Site], stopwatch: Stopwatch
+) -> Trainer:
+    """The trainer of a run at its start, its data opened but nothing computed yet."""
+    seed = config.trainer.seed
+    tokens = config.data.open(subject.tokenizer, split="train", world=world(), seed=seed)
+    source = config.activations.open(
+        subject.model,
+        sites,
+        tokens,
+        batch_rows=config.trainer.batch_rows,
+        special_ids=[subject.tokenizer.eot_id],
+        seed=seed,
+        stopwatch=stopwatch,
+    )
+    return Trainer(
+        config.trainer,
+        config.sae,
+        config.objective,
+        source,
+        device=subject.model.device,
+        stopwatch=stopwatch,
+    )
+
+
+def export(config: TrainSAEs, subject: LanguageModel, trainer: Trainer, folder: Path) -> None:
+    """Fold the input scales into the SAEs and write each to `saes/<site>/`."""
+    for site, sae in trainer.saes.items():
+        sae.fold_scale(trainer.source.scales[site])
+        save_sae(
+            sae,
+            folder / SAES_FOLDER / site,
+            metadata=_metadata(config, subject, trainer, site),
+            sparsity=trainer.firing[site].frequency(),
+        )
+
+
+def _metadata(
+    config: TrainSAEs, subject: LanguageModel, trainer: Trainer, site: Site
+) -> dict[str, Any]:
+    """What SAELens' files say about an SAE, and under `training` what they have no word for."""
+    source, dropped_ids = trainer.source, [subject.tokenizer.eot_id]
+    return {
+        "model_name": subject.name,
+        "hook_name": site,
+        "context_size": config.data.context_size,
+        "prepend_bos": config.data.prepend_bos,
+        "seqpos_slice": [1 if source.drop_first_position else None, None],
+        "exclude_special_tokens": dropped_ids if source.drop_special_tokens else False,
+        "model_from_pretrained_kwargs": {"center_writing_weights": subject.centred},
+        "drop_first_position": source.drop_first_position,
+        "drop_special_tokens": source.drop_special_tokens,
+        "training": {
+            "data": to_dict(config.data),
+            "activations": to_dict(config.activations),
+            "objective": to_dict(config.objective),
+            "trainer": to_dict(config.trainer),
+            "model_revision": subject.revision,
+            "folded_input_scale": source.scales[site],
+        },
+    }
+
+
+def measure(config: TrainSAEs, subject: LanguageModel, trainer: Trainer, folder: Path) -> Result:
+    """The SAEs on held-out text, saved to `evaluation/`."""
+    evaluation = replace(
+        FINAL_EVALUATION,
+        drop_first_position=trainer.source.drop_first_position,
+        drop_special_tokens=trainer.source.drop_special_tokens,
+    )
+    result = evaluation.run(_subject(config, subject, trainer))
+    result.save(folder / "evaluation")
+    return result
+
+
+def _subject(config: TrainSAEs, subject: LanguageModel, trainer: Trainer) -> Subject:
+    return Subject(
+        language_model=subject,
+        saes=trainer.saes,
+        tokens=config.data,
+        seed=config.trainer.seed,
+    )
+
+
+def closing_table(result: Result, trainer: Trainer) -> str:
+    """One line per site. Dead latents are those that have gone silent in training."""
+    after = trainer.config.dead_after_tokens
+    lines = [f"{'site':<28}{'L0':>7}{'FVU':>9}{'dead %':>8}{'CE recovered':>14}{'KL':>9}"]
+    for row in result.rows:
+        dead = trainer.firing[str(row["site"])].dead(after).double().mean()
+        lines.append(
+            f"{row['site']:<28}{row['l0']:>7.1f}{row['fvu']:>9.4f}{100 * dead:>8.1f}"
+            f"{row['ce_recovered']:>14.4f}{row['kl']:>9.4f}"
+        )
+    lines.append(
+        f"(held-out text; dead: silent for the last {after:,} training tokens; KL in nats)"
+    )
+    return "\n".join(lines)
+
+
+def whats_next(folder: Path, sites: list[Site]) -> str:
+    """What a user may want to do with the run."""
+    one = folder / SAES_FOLDER / sites[len(sites) // 2]
+    return (
+        f"SAEs:      {folder / SAES_FOLDER} (SAELens layout)\n"
+        f"in Python: from sae_kit import load_sae; sae = load_sae({str(one)!r})\n"
+        f"evaluate:  python eval.py eval=core run={folder}"
+    )

@@ -1,0 +1,203 @@
+"""Training loop for a GPT-2-architecture language model: made for the demo model, and for
+fine-tuning.
+
+Matrices inside the blocks are trained with Muon (Jordan et al. 2024: momentum, orthogonalised), the
+rest (embeddings, gains, biases) with AdamW. The learning rate is a trapezoid: short warm-up, flat,
+long linear decay. The forward pass runs in bfloat16 autocast where the CPU or GPU has it; weights
+and optimiser stay float32.
+
+Limits: one device; the data order is the token source's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae_kit.checkpoint import State
+from sae_kit.data.tokens import TokenSource, take
+from sae_kit.models.gpt2 import GPT2
+from sae_kit.train.loop import Metrics
+from sae_kit.train.schedule import trapezoid
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """How to train a language model."""
+
+    n_tokens: int
+    """Tokens to train on, over all epochs."""
+    batch_contexts: int = 32
+    """Contexts per optimiser step."""
+    lr_matrix: float = 0.004
+    """Muon's peak learning rate, for the matrices in the blocks (update RMS matched to AdamW's)."""
+    lr_other: float = 0.004
+    """AdamW's peak learning rate, for embeddings, gains and biases."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices and embeddings."""
+    n_warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.5
+    """The share of the run, at its end, over which the rate falls linearly to zero."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    bf16: bool = True
+    """Whether to run the forward pass in bfloat16 autocast, where the device computes it fast."""
+    eval_every: int = 250
+    """Steps between held-out losses; a multiple of log_every."""
+    n_eval_contexts: int = 64
+    """Contexts per held-out loss."""
+    log_every: int = 10
+    """Steps between log lines."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    n_checkpoints: int = 2
+    """Checkpoints kept."""
+    seed: int = 0
+    """Draws the initial weights and the order of the data."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "n_tokens",
+            "batch_contexts",
+            "eval_every",
+            "n_eval_contexts",
+            "log_every",
+            "checkpoint_every",
+            "n_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        for name in ("lr_matrix", "lr_other", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("weight_decay", "n_warmup_steps", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 or more")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction: {self.decay_fraction} is not between 0 and 1")
+        if self.eval_every % self.log_every:
+            raise ValueError(
+                f"eval_every: {self.eval_every} is no multiple of log_every={self.log_every}, and "
+                "what is measured between two log lines is not seen"
+            )
+
+
+@final
+class LanguageModelTask:
+    """One language model in training: a `sae_kit.train.loop.Task`."""
+
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        model: GPT2,
+        source: TokenSource,
+        heldout: Mapping[str, TokenSource],
+    ):
+        """`source` yields training contexts; each of `heldout` is measured under its name."""
+        self.config, self.model, self.source = config, model, source
+        self.device = model.W_E.device
+        self.autocast = config.bf16 and fast_bf16(self.device)
+        self.n_tokens_per_step = config.batch_contexts * source.context_size
+        self.n_steps = max(1, config.n_tokens // self.n_tokens_per_step)
+        self.optimizers = _optimizers(model, config)
+        self.heldout = {name: take(held, config.n_eval_contexts) for name, held in heldout.items()}
+
+    def step(self, step: int, *, measure: bool) -> Metrics:
+        """One optimiser step on the next `batch_contexts` contexts."""
+        scale = self._set_learning_rate(step)
+        tokens = take(self.source, self.config.batch_contexts).to(self.device)
+        loss = self.loss(tokens)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        metrics: dict[str, Tensor | int | float] = {
+            "loss": loss.detach(),
+            "grad_norm": norm,
+            "lr_scale": scale,
+        }
+        if (step + 1) % self.config.eval_every == 0 or step + 1 == self.n_steps:
+            for name, contexts in self.heldout.items():
+                metrics[f"heldout/{name}"] = self._heldout_loss(contexts)
+        return metrics
+
+    def loss(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+        """Mean next-token cross-entropy, in nats."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = self.model.run(tokens[:, :-1]).logits
+        assert logits is not None
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    @torch.no_grad()
+    def _heldout_loss(self, contexts: Tensor) -> float:
+        batches = contexts.split(self.config.batch_contexts)
+        return sum(float(self.loss(b.to(self.device))) * len(b) for b in batches) / len(contexts)
+
+    def _set_learning_rate(self, step: int) -> float:
+        c = self.config
+        scale = trapezoid(
+            step,
+            n_steps=self.n_steps,
+            n_warmup=c.n_warmup_steps,
+            n_decay=int(c.decay_fraction * self.n_steps),
+        )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = scale * group["peak_lr"]
+        return scale
+
+    def state_dict(self) -> State:
+        """Weights, optimisers and the position in the data: all that a step depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            "source": self.source.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly from what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            # The groups come from the config, which a resumed run may not change.
+            optimizer.load_state_dict(
+                {"state": saved, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
+        self.source.load_state_dict(state["source"])
+
+
+def _optimizers(model: GPT2, config: LanguageModelConfig) -> list[torch.optim.Optimizer]:
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("blocks.")]
+    embeddings = [p for name, p in named.items() if p.ndim == 2 and not name.startswith("blocks.")]
+    vectors = [p for p in named.values() if p.ndim < 2]
+    muon = torch.optim.Muon(
+        [{"params": matrices, "peak_lr": config.lr_matrix}],
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    groups: list[dict[str, Any]] = [
+        {"params": embeddings, "peak_lr": config.lr_other, "weight_decay": config.weight_decay},
+        {"params": vectors, "peak_lr": config.lr_other, "weight_decay": 0.0},
+    ]
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and _has_bf16_instructions()
+
+
+def _has_bf16_instructions() -> bool:
+    capability = torch.cpu.get_capabilities()
+    return bool(
+        capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16")
+    )

@@ -1,0 +1,223 @@
+"""The loop that every training run shares: steps, logs, checkpoints, signals, and what goes wrong.
+
+A `Task` knows how to take one step and how to save and restore itself; the loop knows when. Since a
+checkpoint holds the task's whole state and the step count, a run that was killed and resumed is bit
+for bit the run that never was.
+"""
+
+import contextlib
+import logging
+import math
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sae_kit.checkpoint import State, checkpoints, latest_checkpoint, save_checkpoint
+from sae_kit.log import JsonlLogger, Logger, Progress
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+"""Name of the folder in a run folder that holds its checkpoints."""
+
+
+Metrics = Mapping[str, Tensor | int | float]
+"""What a step reports, by name."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not finite, a full disk); the message says what is left
+    and how to continue.
+    """
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a loop drives: something trainable, one step at a time."""
+
+    n_tokens_per_step: int
+    """How far one step moves the progress bar."""
+
+    def step(self, step: int, *, measure: bool) -> Metrics:
+        """Take optimiser step number `step` (from 0); returns "loss", and if `measure` all there is
+        to log.
+        """
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LoopPlan:
+    """When the loop does what."""
+
+    n_steps: int
+    log_every: int
+    checkpoint_every: int
+    n_checkpoints: int
+    """Checkpoints kept; older ones are deleted."""
+    shown: tuple[str, ...] = ()
+    """Metrics shown beside the progress bar."""
+    remedy: str = "lower the learning rate"
+    """What to do about a loss that is not finite, in the words of the config."""
+
+
+@final
+class Loop:
+    """Runs a task from where it stands to the plan's last step."""
+
+    def __init__(self, task: Task, plan: LoopPlan, *, folder: Path, loggers: Sequence[Logger]):
+        """`folder` is the run's; `loggers` get the same lines as its metrics.jsonl."""
+        self.task, self.plan, self.loggers = task, plan, loggers
+        self.run_folder = folder
+        self.folder = folder / CHECKPOINTS
+        self.n_done = 0
+
+    def resume(self) -> bool:
+        """Restore the newest intact checkpoint; False if the run ended before its first.
+
+        Raises:
+            ValueError: every checkpoint is damaged, or they are not of this task.
+        """
+        if not checkpoints(self.folder):
+            log.info("%s has no checkpoint yet: starting from the beginning", self.run_folder)
+            return False
+        path, state = latest_checkpoint(self.folder)
+        self.task.load_state_dict(state["task"])
+        self.n_done = int(state["n_done"])
+        log.info("resumed from %s (step %d of %d)", path, self.n_done, self.plan.n_steps)
+        return True
+
+    def run(self) -> signal.Signals | None:
+        """Train to the end; returns None, or the signal that asked to stop (the state is saved
+        then).
+
+        Raises:
+            TrainingError: the loss or the weights are no longer finite, the disk is full, or the
+                data cannot be read on.
+        """
+        per_step = self.task.n_tokens_per_step
+        try:
+            with self._listening() as received, contextlib.ExitStack() as closing:
+                self.run_folder.mkdir(parents=True, exist_ok=True)
+                # Steps after the checkpoint are taken again, so their lines go.
+                lines = JsonlLogger(self.run_folder / "metrics.jsonl", resume_step=self.n_done)
+                progress = Progress(self.plan.n_steps * per_step, done=self.n_done * per_step)
+                for one in (lines, progress):
+                    closing.enter_context(contextlib.closing(one))
+                return self._run(received, progress, [lines, *self.loggers])
+        except OSError as error:
+            raise TrainingError(
+                f"{_reason(error)}\nAt step {self.n_done}; {self._kept()}. When that is mended, "
+                f"continue with: {self._continue()}"
+            ) from error
+
+    def _run(
+        self, received: list[signal.Signals], progress: Progress, loggers: Sequence[Logger]
+    ) -> signal.Signals | None:
+        plan = self.plan
+        shown: dict[str, float] = {}
+        while self.n_done < plan.n_steps:
+            last = self.n_done + 1 == plan.n_steps
+            due = last or (self.n_done + 1) % plan.log_every == 0
+            metrics = self.task.step(self.n_done, measure=due)
+            self.n_done += 1
+            if due:
+                shown = self._log(metrics, loggers)
+            progress.update(self.task.n_tokens_per_step, **shown)
+            stopping = bool(received)  # once: a signal may come between two looks
+            if stopping or last or self.n_done % plan.checkpoint_every == 0:
+                self._save(float(metrics["loss"]))
+            if stopping:
+                name = received[0].name
+                log.warning("stopped by %s after step %d; everything is saved", name, self.n_done)
+                log.warning("continue with: %s", self._continue())
+                return received[0]
+        return None
+
+    def _log(self, metrics: Metrics, loggers: Sequence[Logger]) -> dict[str, float]:
+        """Log the metrics; returns those to show beside the progress bar."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self._check_finite(values["loss"])
+        for logger in loggers:
+            logger.log({"tokens": self.n_done * self.task.n_tokens_per_step, **values}, self.n_done)
+        return {name: values[name] for name in self.plan.shown if name in values}
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            self._give_up(f"the loss is {loss} at step {self.n_done}")
+
+    def _save(self, loss: float) -> None:
+        # The loss of this step was computed before its update, so the weights are checked as well.
+        self._check_finite(loss)
+        state = self.task.state_dict()
+        if (bad := _first_not_finite(state, "task")) is not None:
+            self._give_up(f"{bad} is not finite after step {self.n_done}")
+        path = save_checkpoint(
+            self.folder,
+            self.n_done,
+            {"n_done": self.n_done, "task": state},
+            keep=self.plan.n_checkpoints,
+        )
+        log.debug("saved %s", path)
+
+    def _give_up(self, what: str) -> None:
+        raise TrainingError(f"{what}; {self._kept()}. Start a new run: {self.plan.remedy}.")
+
+    def _kept(self) -> str:
+        kept = checkpoints(self.folder)
+        return f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was due yet"
+
+    def _continue(self) -> str:
+        return f"python train.py resume={self.run_folder}"
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[list[signal.Signals]]:
+        """Collects SIGINT and SIGTERM; a second SIGINT interrupts at once, as anywhere else."""
+        received: list[signal.Signals] = []
+
+        def note(number: int, _frame: Any) -> None:
+            if received and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            received.append(signal.Signals(number))
+            log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A ValueError: not the main thread, so the signals are the caller's.
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, note)
+        try:
+            yield received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _reason(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+
+
+def _first_not_finite(state: Any, where: str) -> str | None:
+    """The path of the first floating-point tensor in `state` with a NaN or infinity, if any."""
+    if isinstance(state, Tensor):
+        bad = state.is_floating_point() and not bool(torch.isfinite(state).all())
+        return where if bad else None
+    if isinstance(state, Mapping):
+        items: Iterable[tuple[Any, Any]] = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    else:
+        return None
+    found = (_first_not_finite(value, f"{where}.{key}") for key, value in items)
+    return next((path for path in found if path), None)

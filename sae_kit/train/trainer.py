@@ -1,0 +1,270 @@
+"""The SAE trainer: one SAE per site, all fed by one pass of the model.
+
+A step takes one batch, and site by site encodes, differentiates and updates, so that only one
+site's gradients exist at a time. Sites never touch each other: an SAE trained among twelve is bit
+for bit the one trained alone.
+
+Limits: bit for bit holds on one machine with one number of threads; and reading an attention
+pattern or a LayerNorm's inside makes the model compute it in another way, whose rounding the sites
+behind it see.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sae_kit.checkpoint import State
+from sae_kit.data.activations import ActivationSource
+from sae_kit.log import Logger
+from sae_kit.maths import fvu
+from sae_kit.models.hooks import Site
+from sae_kit.sae.base import SAE, SAEConfig
+from sae_kit.sae.code import SparseCode
+from sae_kit.timing import Stopwatch
+from sae_kit.train.firing import Firing
+from sae_kit.train.loop import Loop, LoopPlan, Metrics
+from sae_kit.train.objective import Objective, SiteOutput
+from sae_kit.train.schedule import trapezoid
+
+N_INIT_ROWS = 8192  # rows from which an SAE starts; see SAE.init_from
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How to train SAEs, whatever their architecture."""
+
+    n_tokens: int = 1_000_000
+    """Positions to train on; every SAE sees each of them."""
+    batch_rows: int = 2048
+    """Positions per optimiser step."""
+    lr: float = 4e-3
+    """Adam's peak learning rate."""
+    beta1: float = 0.9
+    """Adam's decay of the mean gradient."""
+    beta2: float = 0.999
+    """Adam's decay of the mean squared gradient."""
+    n_warmup_steps: int = 20
+    """Steps of linear warm-up of the learning rate."""
+    decay_fraction: float = 0.3
+    """The share of the run, at its end, over which the rate falls linearly to zero."""
+    dead_after_tokens: int = 100_000
+    """A latent is called dead when it has not fired for this many positions."""
+    log_every: int = 10
+    """Steps between log lines."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    n_checkpoints: int = 2
+    """Checkpoints kept; older ones are deleted."""
+    seed: int = 0
+    """Draws the initial weights and the order of the data."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "n_tokens",
+            "batch_rows",
+            "dead_after_tokens",
+            "log_every",
+            "checkpoint_every",
+            "n_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        if self.n_warmup_steps < 0:
+            raise ValueError(f"n_warmup_steps: {self.n_warmup_steps} is negative; 0 is no warm-up")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} is negative; give 0 or more")
+        if not self.lr > 0:
+            raise ValueError(f"lr: {self.lr} is not positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction: {self.decay_fraction} is not between 0 and 1")
+        if self.n_tokens < self.batch_rows:
+            raise ValueError(
+                f"n_tokens: {self.n_tokens} is less than one batch; give batch_rows="
+                f"{self.batch_rows} or more"
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.n_tokens // self.batch_rows
+
+    @property
+    def n_decay_steps(self) -> int:
+        """Steps at the end of the run over which the learning rate falls."""
+        return int(self.decay_fraction * self.n_steps)
+
+    @property
+    def n_counted_steps(self) -> int:
+        """Steps at the end of the run that firing frequencies are counted over: while the learning
+        rate falls, and a tenth of the run at least.
+        """
+        return max(self.n_decay_steps, -(-self.n_steps // 10))
+
+
+@final
+class Trainer:
+    """Trains one SAE per site; a `sae_kit.train.loop.Task`."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        sae: SAEConfig,
+        objective: Objective,
+        source: ActivationSource,
+        *,
+        device: torch.device,
+        stopwatch: Stopwatch | None = None,
+    ):
+        """Build an SAE for every site of `source`; `initialise` or `load_state_dict` comes next."""
+        self.config, self.objective, self.source = config, objective, source
+        self.n_tokens_per_step = config.batch_rows
+        self.saes: dict[Site, SAE] = {
+            site: sae.build(width, generator=_generator(config.seed, site)).to(device)
+            for site, width in source.widths.items()
+        }
+        self.firing = {site: Firing(sae.d_sae, device) for site, sae in self.saes.items()}
+        self.optimizers = {
+            site: torch.optim.Adam(
+                sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True
+            )
+            for site, sae in self.saes.items()
+        }
+        self.stopwatch = stopwatch or Stopwatch()
+
+    def initialise(self) -> None:
+        """Fill the buffer and start every SAE from the data."""
+        self.source.prepare()
+        for site, sae in self.saes.items():
+            sae.init_from(self.source.sample(site, N_INIT_ROWS))
+
+    def fit(
+        self, folder: Path, loggers: Sequence[Logger], *, resume: bool = False
+    ) -> Signals | None:
+        """Train to the end, or until a signal asks to stop, which is then returned.
+
+        Args:
+            folder: the run's folder; checkpoints go to its `checkpoints/`.
+            loggers: get the metrics every `log_every` steps.
+            resume: whether to go on from the newest checkpoint in `folder`, if it has one.
+        """
+        c = self.config
+        plan = LoopPlan(
+            n_steps=c.n_steps,
+            log_every=c.log_every,
+            checkpoint_every=c.checkpoint_every,
+            n_checkpoints=c.n_checkpoints,
+            shown=("FVU", "L0"),
+            remedy="lower trainer.lr or raise trainer.n_warmup_steps",
+        )
+        loop = Loop(self, plan, folder=folder, loggers=loggers)
+        if not (resume and loop.resume()):
+            self.initialise()
+        return loop.run()
+
+    def step(self, step: int, *, measure: bool) -> Metrics:
+        """One optimiser step of every SAE."""
+        c = self.config
+        batch = next(self.source)
+        lr = c.lr * trapezoid(
+            step, n_steps=c.n_steps, n_warmup=c.n_warmup_steps, n_decay=c.n_decay_steps
+        )
+        dead = {site: firing.dead(c.dead_after_tokens) for site, firing in self.firing.items()}
+        losses: list[Tensor] = []
+        measured: dict[Site, Metrics] = {}
+        parts = self.objective.parts(self.saes, batch, step=step, dead=dead)
+        while True:
+            with self.stopwatch("SAE forward"):
+                part = next(parts, None)
+            if part is None:
+                break
+            with self.stopwatch("SAE backward"):
+                part.total.backward()
+            for site, output in part.outputs.items():
+                self._update(site, lr)
+                losses.append(output.losses.total.detach())
+                with self.stopwatch("statistics"):
+                    counted = step >= c.n_steps - c.n_counted_steps
+                    self.firing[site].note(output.out.code, count=counted)
+                    if measure:
+                        measured[site] = self._measure(site, output)
+        metrics: Metrics = {
+            "loss": torch.stack(losses).mean(),
+            "lr": lr,
+            "n_contexts": batch.n_contexts,
+        }
+        return {**metrics, **_over_sites(measured)}
+
+    def _update(self, site: Site, lr: float) -> None:
+        sae, optimizer = self.saes[site], self.optimizers[site]
+        with self.stopwatch("optimiser"):
+            sae.after_backward()
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+            sae.after_step()
+
+    @torch.no_grad()
+    def _measure(self, site: Site, output: SiteOutput) -> Metrics:
+        """FVU, L0, share of dead latents and loss terms of one site."""
+        code = output.out.code
+        l0 = code.l0() if isinstance(code, SparseCode) else (code != 0).sum(-1)
+        return {
+            "FVU": fvu(output.target, output.out.recon),
+            "L0": l0.double().mean(),
+            "dead": self.firing[site].dead(self.config.dead_after_tokens).double().mean(),
+            **{f"loss_{term}": value for term, value in output.losses.terms.items()},
+        }
+
+    def state_dict(self) -> State:
+        """Weights, optimisers, firing statistics and the source: all that a step depends on."""
+        return {
+            "source": self.source.state_dict(),
+            "sites": {
+                site: {
+                    "sae": sae.state_dict(),
+                    "optimizer": self.optimizers[site].state_dict()["state"],
+                    "firing": self.firing[site].state_dict(),
+                }
+                for site, sae in self.saes.items()
+            },
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly from what `state_dict` returned."""
+        for site, saved in state["sites"].items():
+            optimizer = self.optimizers[site]
+            self.saes[site].load_state_dict(saved["sae"])
+            optimizer.load_state_dict(
+                {
+                    "state": saved["optimizer"],
+                    "param_groups": optimizer.state_dict()["param_groups"],
+                }
+            )
+            self.firing[site].load_state_dict(saved["firing"])
+        self.source.load_state_dict(state["source"])
+
+
+def _over_sites(measured: Mapping[Site, Metrics]) -> dict[str, Tensor | int | float]:
+    """What was measured, as "<site>/<name>", and the means of FVU, L0 and dead over the sites."""
+    metrics: dict[str, Tensor | int | float] = {
+        f"{site}/{name}": value for site, own in measured.items() for name, value in own.items()
+    }
+    for name in ("FVU", "L0", "dead") if measured else ():
+        metrics[name] = sum(float(own[name]) for own in measured.values()) / len(measured)
+    return metrics
+
+
+def _generator(seed: int, site: Site) -> torch.Generator:
+    """The site's own, so that its SAE does not depend on which other sites there are."""
+    digest = hashlib.sha256(f"{seed}/{site}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -1,0 +1,156 @@
+"""The language model job in this process: what it leaves, and that it can be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sae_kit import load_model
+from sae_kit.data.mixture import MixtureConfig
+from sae_kit.data.text import TextConfig
+from sae_kit.dist import World
+from sae_kit.jobs import train_language_model as job
+from sae_kit.jobs.train import train
+from sae_kit.jobs.train_language_model import tokenizer_texts
+from sae_kit.models.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(composed, tiny_language_model, tmp_path_factory, cache) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        composed(folder, *tiny_language_model, name="language_model") as cfg,
+    ):
+        patch.setenv("SAE_KIT_CACHE", str(cache))
+        assert train(cfg) is None
+    return folder
+
+
+def test_what_a_run_leaves(run):
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tokenizer",
+        "model",
+    }
+
+
+def test_the_saved_model_has_the_last_held_out_loss(run, tiny_folder, cache, monkeypatch):
+    """Computed here from the folder alone, with another formula."""
+    monkeypatch.setenv("SAE_KIT_CACHE", str(cache))
+    lm = load_model(str(run / "model"))
+    data = TextConfig(paths=(str(tiny_folder / "text.txt"),), context_size=16)
+    source = data.open(lm.tokenizer, split="heldout", world=World(0, 1), seed=0)
+    tokens = torch.stack([next(source) for _ in range(4)])
+    log_p = F.log_softmax(lm.model.run(tokens).logits, -1)
+    loss = -log_p[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 10
+    # bfloat16 autocast in the run, float32 here.
+    assert last["heldout/text"] == pytest.approx(float(loss), abs=0.02)
+
+
+def test_the_tokenizer_is_the_runs_own(run):
+    kept, shipped = Tokenizer.load(run / "tokenizer"), Tokenizer.load(run / "model")
+    assert kept.fingerprint == shipped.fingerprint
+    assert kept.vocab_size == 300
+    assert load_model(str(run / "model")).model.config.n_vocab == 300
+
+
+def test_a_resumed_run_trains_no_new_tokenizer(run, composed, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "train_bpe", lambda *_: pytest.fail("trained another tokenizer"))
+    before = (run / "model" / "model.safetensors").read_bytes()
+    with composed(tmp_path / "other", f"resume={run}") as cfg:
+        assert train(cfg) is None
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((0.0, 1.0, 0.0), {"text"}),
+        ((0.5, 0.0, 0.5), {"docs", "synthetic"}),
+        ((0.4, 0.3, 0.3), {"docs", "text", "synthetic"}),
+    ],
+)
+def test_the_tokenizer_reads_what_has_a_share(monkeypatch, tmp_path, shares, expected):
+    class Corpus:
+        train = ("docs",)
+
+    monkeypatch.setattr(job, "docstring_corpus", Corpus)
+    monkeypatch.setattr(job, "synthetic_text", lambda seed, n: ["synthetic"])
+    (tmp_path / "a.txt").write_text("text\n" * 100 + "held out")
+    docs, text, synthetic = shares
+    config = MixtureConfig(
+        docs_share=docs,
+        text_share=text,
+        synthetic_share=synthetic,
+        text_paths=(str(tmp_path / "a.txt"),),
+    )
+    texts = list(tokenizer_texts(config))
+    assert {text.split()[0] for text in texts} == expected
+    assert not any("held out" in text for text in texts)
+
+
+def test_a_model_smaller_than_its_contexts_is_refused(composed, tiny_language_model, tmp_path):
+    with (
+        composed(
+            tmp_path / "run", *tiny_language_model, "data.context_size=17", name="language_model"
+        ) as cfg,
+        pytest.raises(ValueError, match=r"context_size=17 .* data\.context_size=16"),
+    ):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused(
+    composed, tiny_language_model, tmp_path
+):
+    with (
+        composed(
+            tmp_path / "run",
+            *tiny_language_model,
+            "architecture.n_vocab=256",
+            name="language_model",
+        ) as cfg,
+        pytest.raises(ValueError, match=r"architecture\.n_vocab: 256 .* 257"),
+    ):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", ["", "model"], ids=["a run", "a model folder"])
+def test_going_on_from_a_run_starts_at_its_weights(
+    given, run, composed, tiny_language_model, tmp_path
+):
+    """With a learning rate too small to move float32 weights, they stay what they were."""
+    still = ["lm.lr_matrix=1e-12", "lm.lr_other=1e-12", "lm.weight_decay=0"]
+    arguments = [*tiny_language_model, *still, f"start_from={run / given}"]
+    with composed(tmp_path, *arguments, name="language_model") as cfg:
+        assert train(cfg) is None
+    before, after = (load_model(str(folder / "model")) for folder in (run, tmp_path))
+    assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
+    torch.testing.assert_close(after.model.state_dict(), before.model.state_dict())
+
+
+def test_going_on_with_another_architecture_is_refused(
+    run, composed, tiny_language_model, tmp_path
+):
+    arguments = [*tiny_language_model, "architecture.d_mlp=24", f"start_from={run}"]
+    with (
+        composed(tmp_path / "new", *arguments, name="language_model") as cfg,
+        pytest.raises(ValueError, match=r"architecture: .*d_mlp=24.* does not fit"),
+    ):
+        train(cfg)
+    assert not (tmp_path / "new" / "config.yaml").exists()
