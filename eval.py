@@ -15,8 +15,10 @@ from sae_kit.jobs.launch import launch
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(cfg: DictConfig) -> None:
     from sae_kit.jobs.evaluate import evaluate
+    from sae_kit.jobs.run_folder import leaving_no_empty_folder
 
-    evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+    with leaving_no_empty_folder():
+        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":
