@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -67,6 +67,12 @@ def _run_folder(given: str | None, fresh: str) -> str:
 
 
 def _explain_config(error: BaseException) -> str:
+    if isinstance(error, OverrideParseException):
+        reason = str(error).splitlines()[0]
+        return (
+            f"{error.override}: cannot be read ({reason}); write lists as 'field=[a,b]', and put "
+            "values with brackets, commas or spaces of their own in quotes: field='\"...\"'"
+        )
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:
         # Hydra's own advice, to append the key with a "+", would only postpone the error.

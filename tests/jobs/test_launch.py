@@ -115,7 +115,8 @@ def test_the_run_folder_is_the_resumed_one_or_a_fresh_one():
         ("zzz=1", ["zzz: there is no such setting (zzz=1); (known: ", "trainer"]),
         ("trainer.lr.x=3", ["trainer.lr.x: there is no such setting", "(known: none)"]),
         ("sae=topq", ["Could not find 'sae/topq'", "topk"]),
-        ("trainer.lr", ["Error parsing override 'trainer.lr'"]),
+        ("trainer.lr", ["trainer.lr: cannot be read (Error parsing override"]),
+        ("sites=blocks.[23].x", ["sites=blocks.[23].x: cannot be read", "in quotes"]),
         ("trainer=3", ["Config group override must be a string"]),
     ],
 )
