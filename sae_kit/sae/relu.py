@@ -37,7 +37,7 @@ class ReLUConfig(SAEConfig, arch="relu"):
     l1_coefficient: float = 2.0
     """Weight of the penalty, in units of the activation (mean input norm sqrt(d_in))."""
 
-    n_l1_warmup_steps: int = 1000
+    n_l1_warmup_steps: int = 200
     """Steps over which the coefficient rises linearly from 0. Few kill latents early; 0 = none."""
 
     def __post_init__(self) -> None:
