@@ -101,7 +101,8 @@ def build_trainer(
 def export(config: TrainSAEs, subject: LanguageModel, trainer: Trainer, folder: Path) -> None:
     """Fold the input scales into the SAEs and write each to `saes/<site>/`."""
     for site, sae in trainer.saes.items():
-        sae.fold_scale(trainer.source.scales[site])
+        scales = trainer.source.scales
+        sae.fold_scales(scales[site], scales[trainer.writes[site]])
         save_sae(
             sae,
             folder / SAES_FOLDER / site,

@@ -7,31 +7,57 @@ An architecture is one module with one config and one final class. It says how r
 (`encode_rows`), what a training pass keeps (`forward_train`), which loss it minimises (`losses`)
 and which plain architecture computes its outputs once trained (`inference`). The rest is here.
 
+Told a `d_out`, an SAE is a transcoder: it reads one site and reconstructs another. It never
+subtracts b_dec from its input, which lives elsewhere, and may have a linear skip connection,
+recon = code @ W_dec + b_dec + x @ W_skip.T (Paulo et al. 2025, 2501.18823).
+
 Conventions, for all variants:
 
-- Rows of W_dec have norm 1 throughout training. `after_backward` removes the gradient along the
-  rows, `after_step` normalises them again. This takes away the freedom to shrink the code and grow
-  the decoder; it also means that a code is in units of the input.
+- Rows of W_dec have norm 1 throughout training, unless an architecture says otherwise
+  (`unit_norm`). `after_backward` removes the gradient along the rows, `after_step` normalises them
+  again. This takes away the freedom to shrink the code and grow the decoder; it also means that a
+  code is in units of the input.
 - Losses are squared errors summed over channels and averaged over rows. With inputs scaled to a
   mean norm of sqrt(d_in), the loss of predicting the mean is at most about d_in.
 - `x` is what is encoded, `target` what is to be reconstructed; they differ in a transcoder.
-- W_enc and W_dec read `[d_in d_sae]` and `[d_sae d_in]`. Both are stored `[d_sae d_in]`, since the
+- W_enc and W_dec read `[d_in d_sae]` and `[d_sae d_out]`. Both are stored latents first, since the
   sparse path reads and updates whole latents; W_enc is a transposed view of the stored encoder.
+- b_enc is the bias of the pre-activations that decide which latents are active.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_kit.config import Family
-from sae_kit.sae import ops
+from sae_kit.sae import auxiliary, ops
 from sae_kit.sae.code import SparseCode
+
+N_PROBES = 256
+"""Random inputs by which an encoder is scaled, as many as in the code of 2406.04093."""
+
+
+@final
+@dataclass(frozen=True)
+class Moment:
+    """Where in a training run a step is: what schedules are functions of."""
+
+    step: int
+    """Optimiser steps done so far."""
+
+    n_steps: int
+    """Optimiser steps of the whole run."""
+
+    def rise(self, share: float) -> float:
+        """How far a linear warm-up over the first `share` of the run has come, from 0 to 1."""
+        n = share * self.n_steps
+        return 1.0 if self.step >= n else self.step / n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +70,74 @@ class SAEConfig(Family, ABC, tag="arch", package="sae_kit.sae"):
     apply_b_dec_to_input: bool = True
     """Whether b_dec is subtracted from the input before encoding. Public SAEs differ in this."""
 
+    skip: bool = False
+    """Whether a transcoder adds a linear function of its input, W_skip [d_out d_in]."""
+
+    aux_coefficient: float = 1 / 32
+    """Weight of the dead latents' error against the live ones', both as shares of a variance."""
+
+    k_aux: int | None = None
+    """Number of dead latents that may be active in a row, at most; null = half of d_in."""
+
     def __post_init__(self) -> None:
         if self.d_sae < 1:
             raise ValueError(f"d_sae: {self.d_sae} is no dictionary; give at least 1")
+        if self.aux_coefficient < 0:
+            raise ValueError(f"aux_coefficient: {self.aux_coefficient} is negative; 0 turns it off")
+        if self.k_aux is not None and self.k_aux < 1:
+            raise ValueError(
+                f"k_aux: {self.k_aux} is too few; give 1 or more, or aux_coefficient=0 for none"
+            )
 
     @abstractmethod
-    def build(self, d_in: int, *, generator: torch.Generator) -> "SAE":
-        """A freshly initialised SAE for inputs of width `d_in`, on the generator's device."""
+    def build(self, d_in: int, d_out: int | None = None, *, generator: torch.Generator) -> "SAE":
+        """A freshly initialised SAE, on the generator's device.
+
+        Args:
+            d_in: width of what it reads.
+            d_out: width of what it reconstructs, for a transcoder; None = the input itself.
+            generator: draws the weights.
+
+        Raises:
+            ValueError: the config does not fit the widths.
+        """
 
 
 @dataclass(frozen=True)
 class TrainOutput:
     """What a training pass produced."""
 
-    recon: Float[Tensor, "rows d_in"]
+    recon: Float[Tensor, "rows d_out"]
     """The reconstruction."""
 
     code: Float[Tensor, "rows d_sae"] | SparseCode
     """The code it was decoded from, in the architecture's natural form."""
 
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else the architecture's own `losses` wants to know of the pass."""
 
+
+@final
 @dataclass(frozen=True)
 class Losses:
-    """The loss of one batch."""
+    """The loss of one batch, in the two parts that objectives combine differently."""
 
-    total: Float[Tensor, ""]
-    """What is differentiated: the sum of the terms."""
+    mse: Float[Tensor, ""]
+    """The error of the reconstruction: squared, summed over channels, averaged over rows."""
 
-    terms: Mapping[str, Float[Tensor, ""]]
-    """The summands by name, coefficients included, detached: what is logged."""
+    penalties: Mapping[str, Float[Tensor, ""]]
+    """Everything else by name, coefficients included: what an objective always keeps."""
 
-    @staticmethod
-    def of(**terms: Float[Tensor, ""]) -> "Losses":
-        """Add the terms up."""
-        total = torch.stack(list(terms.values())).sum()
-        return Losses(total, {name: term.detach() for name, term in terms.items()})
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The sum: what the local objective differentiates."""
+        return torch.stack([self.mse, *self.penalties.values()]).sum()
+
+    @property
+    def terms(self) -> Mapping[str, Float[Tensor, ""]]:
+        """All parts by name, detached: what is logged."""
+        parts = {"mse": self.mse, **self.penalties}
+        return {name: part.detach() for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -98,27 +157,45 @@ class Inference:
 class SAE(nn.Module, ABC):
     """A sparse autoencoder. Subclasses are final and implement the four abstract methods."""
 
-    W_dec: nn.Parameter  # [d_sae d_in]
-    b_enc: nn.Parameter  # [d_sae]
-    b_dec: nn.Parameter  # [d_in]
-    encoder_rows: nn.Parameter  # [d_sae d_in]; read it as W_enc
+    unit_norm: ClassVar[bool] = True
+    """Whether rows of W_dec are kept at norm 1 in training."""
+    screens: ClassVar[bool] = False
+    """Whether its training pass can let a cheap product propose the active latents (`screened`)."""
 
-    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator) -> None:
+    W_dec: nn.Parameter  # [d_sae d_out]
+    b_enc: nn.Parameter  # [d_sae]
+    b_dec: nn.Parameter  # [d_out]
+    encoder_rows: nn.Parameter  # [d_sae d_in]; read it as W_enc
+    W_skip: nn.Parameter  # [d_out d_in], where config.skip
+
+    def __init__(
+        self, config: SAEConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        if d_in < 1:
-            raise ValueError(f"d_in: {d_in} is no width; give the width of the site")
+        _check_widths(config, d_in, d_out)
         self.config = config
         self.d_in = d_in
+        self.d_out = d_in if d_out is None else d_out
+        self.is_transcoder = d_out is not None
         self.d_sae = config.d_sae
+        self.screened = False
+        """Whether training passes screen; set by the trainer, see `screens`."""
         self.metadata: dict[str, Any] = {}
         """Where this SAE comes from (site, model, data, ...), as its file says."""
 
-        rows = ops.random_unit_rows(self.d_sae, d_in, generator)
+        rows = ops.random_unit_rows(self.d_sae, self.d_out, generator)
         self.W_dec = nn.Parameter(rows)
-        # Tied at the start only: the encoder looks for what the decoder writes.
-        self.encoder_rows = nn.Parameter(rows.clone())
+        # Tied at the start only: the encoder looks for what the decoder writes. A transcoder's
+        # output says nothing of its input, so there the two are drawn apart.
+        self.encoder_rows = nn.Parameter(
+            ops.random_unit_rows(self.d_sae, d_in, generator)
+            if self.is_transcoder
+            else rows.clone()
+        )
         self.b_enc = nn.Parameter(rows.new_zeros(self.d_sae))
-        self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+        self.b_dec = nn.Parameter(rows.new_zeros(self.d_out))
+        if config.skip:
+            self.W_skip = nn.Parameter(rows.new_zeros(self.d_out, d_in))
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -134,17 +211,17 @@ class SAE(nn.Module, ABC):
         """The code of each row in the architecture's natural form. A row never sees another."""
 
     @abstractmethod
-    def forward_train(self, x: Float[Tensor, "rows d_in"]) -> TrainOutput:
+    def forward_train(self, x: Float[Tensor, "rows d_in"], at: Moment) -> TrainOutput:
         """Encode and decode a batch as in training, where rows may compete with each other."""
 
     @abstractmethod
     def losses(
         self,
         x: Float[Tensor, "rows d_in"],
-        target: Float[Tensor, "rows d_in"],
+        target: Float[Tensor, "rows d_out"],
         out: TrainOutput,
         *,
-        step: int,
+        at: Moment,
         dead: Bool[Tensor, " d_sae"],
     ) -> Losses:
         """The training loss.
@@ -152,8 +229,8 @@ class SAE(nn.Module, ABC):
         Args:
             x: the rows that were encoded.
             target: the rows to reconstruct.
-            out: what `forward_train(x)` returned.
-            step: number of optimiser steps done so far, for coefficients that warm up.
+            out: what `forward_train(x, at)` returned.
+            at: where in the run this is, for coefficients that change.
             dead: latents which have not fired for so long that the trainer calls them dead.
         """
 
@@ -181,63 +258,84 @@ class SAE(nn.Module, ABC):
     @final
     def decode(
         self, code: Float[Tensor, "*rows d_sae"] | SparseCode
-    ) -> Float[Tensor, "*rows d_in"]:
-        """The reconstruction of a code, dense or sparse."""
+    ) -> Float[Tensor, "*rows d_out"]:
+        """The reconstruction of a code, dense or sparse; without the skip connection's part."""
         if isinstance(code, Tensor):
             return code @ self.W_dec + self.b_dec
         *shape, k = code.values.shape
         recon = ops.sparse_decode(
             code.values.reshape(-1, k), code.indices.reshape(-1, k), self.W_dec
         )
-        return (recon + self.b_dec).view(*shape, self.d_in)
+        return (recon + self.b_dec).view(*shape, self.d_out)
 
-    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
-        """`decode(encode(x))`, staying sparse where the architecture is."""
-        return self.decode(self.encode_rows(self._as_rows(x))).view(x.shape)
+    @final
+    def reconstruct(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        code: Float[Tensor, "rows d_sae"] | SparseCode,
+    ) -> Float[Tensor, "rows d_out"]:
+        """The output for rows whose code is known: `decode(code)`, and the skip connection."""
+        return self._skipped(x, self.decode(code))
+
+    @final
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """Encode and reconstruct, staying sparse where the architecture is."""
+        rows = self._as_rows(x)
+        return self.reconstruct(rows, self.encode_rows(rows)).view(*x.shape[:-1], self.d_out)
 
     @final
     @torch.no_grad()
-    def init_from(self, x: Float[Tensor, "rows d_in"]) -> None:
-        """Start from the data: b_dec becomes the geometric median of `x`.
+    def init_from(self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"]) -> None:
+        """Start from the data: b_dec becomes the geometric median of `target`.
 
-        Some ten thousand rows are plenty; mixed ones, scaled as in training.
+        Where the input is not centred by b_dec, b_enc does it at the start. Some ten thousand rows
+        are plenty; mixed ones, scaled as in training.
         """
-        self.b_dec.copy_(ops.geometric_median(self._as_rows(x)))
+        self.b_dec.copy_(ops.geometric_median(target))
+        if not self.config.apply_b_dec_to_input:
+            self.b_enc.copy_(-(self.encoder_rows @ ops.geometric_median(self._as_rows(x))))
 
     @final
     @torch.no_grad()
     def after_backward(self) -> None:
         """Between backward and the optimiser step: no gradient along the unit decoder rows."""
-        if self.W_dec.grad is not None:
+        if self.unit_norm and self.W_dec.grad is not None:
             ops.remove_parallel_(self.W_dec.grad, self.W_dec)
 
     @final
     @torch.no_grad()
     def after_step(self) -> None:
         """After the optimiser step: decoder rows back to norm 1."""
-        ops.unit_norm_rows_(self.W_dec)
+        if self.unit_norm:
+            ops.unit_norm_rows_(self.W_dec)
 
     @final
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> None:
-        """Take an input scaling into the weights: afterwards `sae(x)` is `sae(x * scale) / scale`.
+    def fold_scales(self, scale: float, scale_out: float) -> None:
+        """Take the scaling of inputs and targets into the weights.
 
-        The code of `x` is what the code of `x * scale` was. Decoder rows lose their unit norm, so
-        this is the last thing done to a trained SAE before it is saved.
+        Afterwards `sae(x)` is what `sae(x * scale) / scale_out` was, and the code of `x` what that
+        of `x * scale` was. Decoder rows lose their unit norm, so this is the last thing done to a
+        trained SAE before it is saved. An autoencoder has one scale.
 
         Raises:
-            ValueError: the scale is not a positive, finite number.
+            ValueError: a scale is not a positive, finite number, or an autoencoder got two.
         """
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale: {scale} cannot be folded; give a positive, finite number")
+        for one in (scale, scale_out):
+            if not (math.isfinite(one) and one > 0):
+                raise ValueError(f"scale: {one} cannot be folded; give a positive, finite number")
+        if not self.is_transcoder and scale != scale_out:
+            raise ValueError(f"scale_out: {scale_out} is not the input's {scale}; give one scale")
         self.encoder_rows.mul_(scale)
-        self.W_dec.div_(scale)
-        self.b_dec.div_(scale)
+        self.W_dec.div_(scale_out)
+        self.b_dec.div_(scale_out)
+        if self.config.skip:
+            self.W_skip.mul_(scale / scale_out)
 
     @final
     def weights(self) -> dict[str, Tensor]:
-        """The parameters by their documented names and shapes, detached."""
-        named = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """Parameters and buffers by their documented names and shapes, detached."""
+        named = {name: tensor.detach() for name, tensor in self.state_dict().items()}
         return {"W_enc": named.pop("encoder_rows").T, **named}
 
     @final
@@ -268,6 +366,57 @@ class SAE(nn.Module, ABC):
         return x.reshape(-1, self.d_in)
 
     @final
+    @torch.no_grad()
+    def _scale_encoder(self, generator: torch.Generator, *, k: int) -> None:
+        """Scale the encoder so that unit inputs give reconstructions of mean norm 1.
+
+        For dictionaries of which `k` latents are active in a row. Source: 2406.04093, appendix A.
+        """
+        probes = ops.random_unit_rows(N_PROBES, self.d_in, generator)
+        values, indices = ops.top_pre_activations(probes, self.encoder_rows, self.b_enc, k)
+        recon = ops.sparse_decode(values.relu(), indices, self.W_dec)
+        norm = torch.linalg.vector_norm(recon, dim=-1).mean()
+        # d_sae 1, or a tiny dictionary, may answer no probe at all.
+        self.encoder_rows.div_(norm if norm > 0 else 1.0)
+
+    @final
+    def _skipped(self, x: Tensor, recon: Tensor) -> Tensor:
+        """A reconstruction with the skip connection's part added, where there is one."""
+        return torch.addmm(recon, x, self.W_skip.T) if self.config.skip else recon
+
+    @final
+    def _aux(self, x: Tensor, target: Tensor, out: TrainOutput, dead: Tensor) -> dict[str, Tensor]:
+        """The auxiliary loss as the penalty `aux`, while there are dead latents."""
+        latents = dead.nonzero().flatten()
+        if self.config.aux_coefficient == 0 or len(latents) == 0:
+            return {}
+        loss = auxiliary.auxiliary_loss(
+            # Dead latents have no say in b_dec, or in what lies before the SAE.
+            self._centred(x).detach(),
+            target - out.recon.detach(),
+            auxiliary.Layer.of(self.encoder_rows, self.b_enc, self.W_dec, latents),
+            variance=ops.variance(target),
+            k=self.config.k_aux or max(1, self.d_in // 2),
+        )
+        return {"aux": self.config.aux_coefficient * loss}
+
+    @final
     def _centred(self, x: Tensor) -> Tensor:
         """The encoder's input: x, less b_dec where the config says so."""
         return x - self.b_dec if self.config.apply_b_dec_to_input else x
+
+
+def _check_widths(config: SAEConfig, d_in: int, d_out: int | None) -> None:
+    for name, width in (("d_in", d_in), ("d_out", d_out)):
+        if width is not None and width < 1:
+            raise ValueError(f"{name}: {width} is no width; give the width of the site")
+    if d_out is None and config.skip:
+        raise ValueError(
+            "skip: true would let an autoencoder copy its input; give false, or another site to "
+            "write"
+        )
+    if d_out is not None and config.apply_b_dec_to_input:
+        raise ValueError(
+            "apply_b_dec_to_input: true does not fit a transcoder, whose b_dec belongs to the site "
+            "it writes; give false"
+        )

@@ -13,7 +13,7 @@ average the error over channels (Bloom; Braun et al. average the penalty as well
 is ours over d_in. An active latent gives up l1_coefficient / 2 of its activation, so at L0 latents
 a row the penalty costs at least L0 * l1_coefficient^2 / (4 d_in) of the variance.
 
-Limits: the penalty shrinks activations; latents may die, and nothing here revives them.
+Limits: the penalty shrinks activations.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_kit.sae import ops
-from sae_kit.sae.base import SAE, Inference, Losses, SAEConfig, TrainOutput
+from sae_kit.sae.base import SAE, Inference, Losses, Moment, SAEConfig, TrainOutput
 from sae_kit.sae.code import SparseCode
 
 
@@ -37,21 +37,21 @@ class ReLUConfig(SAEConfig, arch="relu"):
     l1_coefficient: float = 2.0
     """Weight of the penalty, in units of the activation (mean input norm sqrt(d_in))."""
 
-    n_l1_warmup_steps: int = 200
-    """Steps over which the coefficient rises linearly from 0. Few kill latents early; 0 = none."""
+    l1_warmup: float = 0.3
+    """The share of the run over which the coefficient rises linearly from 0; 0 = none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient: {self.l1_coefficient} is negative; give 0 or more")
-        if self.n_l1_warmup_steps < 0:
-            raise ValueError(
-                f"n_l1_warmup_steps: {self.n_l1_warmup_steps} is negative; give 0 for no warm-up"
-            )
+        if not 0 <= self.l1_warmup <= 1:
+            raise ValueError(f"l1_warmup: {self.l1_warmup} is no share of the run; give 0 to 1")
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> "ReLUSAE":
+    def build(
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+    ) -> "ReLUSAE":
         """See SAEConfig.build."""
-        return ReLUSAE(self, d_in, generator=generator)
+        return ReLUSAE(self, d_in, d_out, generator=generator)
 
 
 @final
@@ -66,33 +66,30 @@ class ReLUSAE(SAE):
         """See SAE.encode_rows."""
         return F.linear(self._centred(x), self.encoder_rows, self.b_enc).relu()
 
-    def forward_train(self, x: Float[Tensor, "rows d_in"]) -> TrainOutput:
+    def forward_train(self, x: Float[Tensor, "rows d_in"], at: Moment) -> TrainOutput:
         """See SAE.forward_train."""
         code = self.encode_rows(x)
-        return TrainOutput(self.decode(code), code)
+        return TrainOutput(self.reconstruct(x, code), code)
 
     def losses(
         self,
         x: Float[Tensor, "rows d_in"],
-        target: Float[Tensor, "rows d_in"],
+        target: Float[Tensor, "rows d_out"],
         out: TrainOutput,
         *,
-        step: int,
+        at: Moment,
         dead: Bool[Tensor, " d_sae"],
     ) -> Losses:
-        """Squared error `mse` and penalty `l1`. See SAE.losses."""
+        """Squared error, penalty `l1`, and `aux` while there are dead latents. See SAE.losses."""
         assert isinstance(out.code, Tensor)
         # The code is not negative, so its sum is its L1 norm.
         l1 = out.code.sum() / out.code.shape[0]
-        return Losses.of(
-            mse=ops.squared_error(out.recon, target), l1=self._l1_coefficient(step) * l1
+        coefficient = self.config.l1_coefficient * at.rise(self.config.l1_warmup)
+        return Losses(
+            ops.squared_error(out.recon, target),
+            {"l1": coefficient * l1, **self._aux(x, target, out, dead)},
         )
 
     def inference(self) -> Inference:
         """See SAE.inference."""
         return Inference("relu", {}, self.weights())
-
-    def _l1_coefficient(self, step: int) -> float:
-        warmup = self.config.n_l1_warmup_steps
-        risen = 1.0 if step >= warmup else step / warmup
-        return self.config.l1_coefficient * risen

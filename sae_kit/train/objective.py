@@ -7,9 +7,9 @@ them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_kit.config import Family
 from sae_kit.data.activations import Batch
 from sae_kit.models.hooks import Site
-from sae_kit.sae.base import SAE, Losses, TrainOutput
+from sae_kit.sae.base import SAE, Losses, Moment, TrainOutput
 
 
 @final
@@ -36,44 +36,67 @@ class SiteOutput:
 @final
 @dataclass(frozen=True)
 class Part:
-    """A scalar to differentiate, and the sites whose SAEs it trains."""
+    """A scalar to differentiate, and the SAEs it trains, by the site they read."""
 
     total: Float[Tensor, ""]
     outputs: Mapping[Site, SiteOutput]
+
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """An SAE in training, and the sites it joins."""
+
+    sae: SAE
+    reads: Site
+    writes: Site
+    """What it reconstructs: `reads` itself, unless it is a transcoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Family, ABC, tag="name", package="sae_kit.train"):
     """What the SAEs are trained for."""
 
+    needs_contexts: ClassVar[bool]
+    """Whether batches must be whole contexts, to run the model on: see `Batch.contexts`."""
+
     @abstractmethod
     def parts(
         self,
-        saes: Mapping[Site, SAE],
+        trained: Sequence[Trained],
         batch: Batch,
         *,
-        step: int,
+        at: Moment,
         dead: Mapping[Site, Bool[Tensor, " d_sae"]],
     ) -> Iterator[Part]:
-        """The batch's parts, each built only when the one before has been differentiated."""
+        """The batch's parts, each built only when the one before has been differentiated.
+
+        Args:
+            trained: the SAEs.
+            batch: activations at every site that they read or write.
+            at: where in the run this is.
+            dead: by the site read, which latents the trainer calls dead.
+        """
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LocalObjective(Objective, name="local"):
-    """Every SAE reconstructs the activation that it reads."""
+    """Every SAE reconstructs the activation of the site that it writes."""
+
+    needs_contexts: ClassVar[bool] = False
 
     def parts(
         self,
-        saes: Mapping[Site, SAE],
+        trained: Sequence[Trained],
         batch: Batch,
         *,
-        step: int,
+        at: Moment,
         dead: Mapping[Site, Bool[Tensor, " d_sae"]],
     ) -> Iterator[Part]:
-        """One part per site."""
-        for site, sae in saes.items():
-            x = batch.acts[site]
-            out = sae.forward_train(x)
-            losses = sae.losses(x, x, out, step=step, dead=dead[site])
-            yield Part(losses.total, {site: SiteOutput(x, x, out, losses)})
+        """One part per SAE."""
+        for one in trained:
+            x, target = batch.acts[one.reads], batch.acts[one.writes]
+            out = one.sae.forward_train(x, at)
+            losses = one.sae.losses(x, target, out, at=at, dead=dead[one.reads])
+            yield Part(losses.total, {one.reads: SiteOutput(x, target, out, losses)})

@@ -24,14 +24,15 @@ from sae_kit.data.activations import ActivationSource
 from sae_kit.log import Logger
 from sae_kit.maths import fvu
 from sae_kit.models.hooks import Site
-from sae_kit.sae.base import SAE, SAEConfig
+from sae_kit.sae.base import SAE, Moment, SAEConfig
 from sae_kit.sae.code import SparseCode
 from sae_kit.timing import Stopwatch
 from sae_kit.train.firing import Firing
 from sae_kit.train.loop import Loop, LoopPlan, Metrics
-from sae_kit.train.objective import Objective, SiteOutput
+from sae_kit.train.objective import Objective, SiteOutput, Trained
 from sae_kit.train.schedule import trapezoid
 
+PRECISIONS = ("exact", "screened")
 N_INIT_ROWS = 8192  # rows from which an SAE starts; see SAE.init_from
 
 
@@ -54,6 +55,10 @@ class TrainerConfig:
     """Steps of linear warm-up of the learning rate."""
     decay_fraction: float = 0.3
     """The share of the run, at its end, over which the rate falls linearly to zero."""
+    precision: str = "exact"
+    """exact: encoder products in float32. screened: bfloat16 products propose the latents that may
+    be active, float32 decides among them; for architectures of the TopK family.
+    """
     dead_after_tokens: int = 100_000
     """A latent is called dead when it has not fired for this many positions."""
     log_every: int = 10
@@ -76,6 +81,10 @@ class TrainerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision: {self.precision!r} is unknown; give {' or '.join(PRECISIONS)}"
+            )
         if self.n_warmup_steps < 0:
             raise ValueError(f"n_warmup_steps: {self.n_warmup_steps} is negative; 0 is no warm-up")
         if self.seed < 0:
@@ -122,16 +131,33 @@ class Trainer:
         objective: Objective,
         source: ActivationSource,
         *,
+        writes: Mapping[Site, Site] | None = None,
         device: torch.device,
         stopwatch: Stopwatch | None = None,
     ):
-        """Build an SAE for every site of `source`; `initialise` or `load_state_dict` comes next."""
+        """Build the SAEs; `initialise` or `load_state_dict` comes next.
+
+        Args:
+            config: how to train.
+            sae: what to train.
+            objective: what for.
+            source: the activations of every site that is read or written.
+            writes: for transcoders, the site that each one's output stands for, by the site it
+                reads; None = an autoencoder for every site of `source`.
+            device: where the SAEs are to lie.
+            stopwatch: counts where the time goes.
+
+        Raises:
+            ValueError: the SAE does not fit its sites, or cannot be trained as `config` says.
+        """
         self.config, self.objective, self.source = config, objective, source
         self.n_tokens_per_step = config.batch_rows
+        self.writes = dict(writes or {site: site for site in source.widths})
         self.saes: dict[Site, SAE] = {
-            site: sae.build(width, generator=_generator(config.seed, site)).to(device)
-            for site, width in source.widths.items()
+            site: _build(sae, source.widths, site, target, seed=config.seed).to(device)
+            for site, target in self.writes.items()
         }
+        self._screen()
         self.firing = {site: Firing(sae.d_sae, device) for site, sae in self.saes.items()}
         self.optimizers = {
             site: torch.optim.Adam(
@@ -141,11 +167,17 @@ class Trainer:
         }
         self.stopwatch = stopwatch or Stopwatch()
 
+    @property
+    def trained(self) -> list[Trained]:
+        """The SAEs with the sites they join."""
+        return [Trained(sae, site, self.writes[site]) for site, sae in self.saes.items()]
+
     def initialise(self) -> None:
         """Fill the buffer and start every SAE from the data."""
         self.source.prepare()
-        for site, sae in self.saes.items():
-            sae.init_from(self.source.sample(site, N_INIT_ROWS))
+        for one in self.trained:
+            x, target = (self.source.sample(site, N_INIT_ROWS) for site in (one.reads, one.writes))
+            one.sae.init_from(x, target)
 
     def fit(
         self, folder: Path, loggers: Sequence[Logger], *, resume: bool = False
@@ -181,7 +213,7 @@ class Trainer:
         dead = {site: firing.dead(c.dead_after_tokens) for site, firing in self.firing.items()}
         losses: list[Tensor] = []
         measured: dict[Site, Metrics] = {}
-        parts = self.objective.parts(self.saes, batch, step=step, dead=dead)
+        parts = self.objective.parts(self.trained, batch, at=Moment(step, c.n_steps), dead=dead)
         while True:
             with self.stopwatch("SAE forward"):
                 part = next(parts, None)
@@ -203,6 +235,18 @@ class Trainer:
             "n_contexts": batch.n_contexts,
         }
         return {**metrics, **_over_sites(measured)}
+
+    def _screen(self) -> None:
+        """Switch screening on where the config asks for it."""
+        if self.config.precision != "screened":
+            return
+        for sae in self.saes.values():
+            if not sae.screens:
+                raise ValueError(
+                    f"precision: 'screened' does not fit sae.arch={sae.config.word}, whose active "
+                    "latents are not a fixed number; give trainer.precision=exact"
+                )
+            sae.screened = True
 
     def _update(self, site: Site, lr: float) -> None:
         sae, optimizer = self.saes[site], self.optimizers[site]
@@ -252,6 +296,13 @@ class Trainer:
             )
             self.firing[site].load_state_dict(saved["firing"])
         self.source.load_state_dict(state["source"])
+
+
+def _build(
+    config: SAEConfig, widths: Mapping[Site, int], reads: Site, writes: Site, *, seed: int
+) -> SAE:
+    d_out = None if writes == reads else widths[writes]
+    return config.build(widths[reads], d_out, generator=_generator(seed, reads))
 
 
 def _over_sites(measured: Mapping[Site, Metrics]) -> dict[str, Tensor | int | float]:

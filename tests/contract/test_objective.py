@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from sae_kit.config import from_node, to_dict
 from sae_kit.data.activations import Batch
-from sae_kit.sae import SAEConfig
-from sae_kit.train.objective import Objective, Part
+from sae_kit.sae import Moment, SAEConfig
+from sae_kit.train.objective import Objective, Part, Trained
 
 OBJECTIVES = list(Objective.variants())
 WIDTHS = {"blocks.0.hook_resid_pre": 6, "blocks.1.hook_resid_pre": 6, "blocks.1.mlp.hook_post": 9}
@@ -38,14 +38,21 @@ def batch() -> Batch:
     return Batch(acts, n_contexts=5)
 
 
+END = Moment(100, 100)
+
+
+def join(saes):
+    return [Trained(sae, site, site) for site, sae in saes.items()]
+
+
 def nobody(saes):
     return {site: torch.zeros(D_SAE, dtype=torch.bool) for site in saes}
 
 
-def parts(objective, saes, batch, *, step=10_000) -> list[Part]:
+def parts(objective, saes, batch) -> list[Part]:
     """All parts, each differentiated before the next is asked for, as the trainer does it."""
     done = []
-    for part in objective.parts(saes, batch, step=step, dead=nobody(saes)):
+    for part in objective.parts(join(saes), batch, at=END, dead=nobody(saes)):
         part.total.backward()
         done.append(part)
     return done
@@ -57,7 +64,7 @@ def test_every_site_is_trained_exactly_once(objective, saes, batch):
 
 
 def test_a_part_gives_gradients_to_its_own_sites_only(objective, saes, batch):
-    for part in objective.parts(saes, batch, step=0, dead=nobody(saes)):
+    for part in objective.parts(join(saes), batch, at=END, dead=nobody(saes)):
         part.total.backward()
         reached = {
             s for s, sae in saes.items() if any(p.grad is not None for p in sae.parameters())

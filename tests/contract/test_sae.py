@@ -7,10 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from sae_kit.config import from_node
-from sae_kit.sae import SAEConfig, SparseCode
+from sae_kit.sae import Moment, SAEConfig, SparseCode
 
 ARCHS = list(SAEConfig.variants())
-D_IN, D_SAE = 6, 12
+D_IN, D_OUT, D_SAE = 6, 5, 12
+END = Moment(1000, 1000)
 
 # Small values of fields whose defaults do not fit d_sae 12 (or 4, below).
 SMALL = {"k": 2}
@@ -27,8 +28,9 @@ def config(arch, **fields):
     return from_node(SAEConfig, {"arch": arch, "d_sae": D_SAE, **small, **fields})
 
 
-def build(arch, *, d_in=D_IN, seed=0, dtype=torch.float64, **fields):
-    sae = config(arch, **fields).build(d_in, generator=torch.Generator().manual_seed(seed))
+def build(arch, *, d_in=D_IN, d_out=None, seed=0, dtype=torch.float64, **fields):
+    generator = torch.Generator().manual_seed(seed)
+    sae = config(arch, **fields).build(d_in, d_out, generator=generator)
     sae = sae.to(dtype)
     noise = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():  # a trained SAE has no zero biases, nor tied weights
@@ -47,9 +49,13 @@ def nobody(sae):
     return torch.zeros(sae.d_sae, dtype=torch.bool)
 
 
-def loss(sae, x, target, *, dead=None, step=10_000):
+def transcoder(arch, **fields):
+    return build(arch, d_out=D_OUT, apply_b_dec_to_input=False, **fields)
+
+
+def loss(sae, x, target, *, dead=None, at=END):
     dead = nobody(sae) if dead is None else dead
-    return sae.losses(x, target, sae.forward_train(x), step=step, dead=dead)
+    return sae.losses(x, target, sae.forward_train(x, at), at=at, dead=dead)
 
 
 @pytest.mark.parametrize("shape", [(5,), (1,), (), (2, 3)])
@@ -122,9 +128,9 @@ def test_total_is_the_sum_of_the_terms(arch):
 
 def test_loss_looks_at_the_target_not_the_input(arch):
     sae, x = build(arch), draw(20, D_IN)
-    exact = sae.forward_train(x)
-    out = sae.losses(x, exact.recon.detach(), exact, step=0, dead=nobody(sae))
-    assert_close(out.terms["mse"], torch.zeros((), dtype=torch.float64))
+    exact = sae.forward_train(x, END)
+    out = sae.losses(x, exact.recon.detach(), exact, at=END, dead=nobody(sae))
+    assert_close(out.mse.detach(), torch.zeros((), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("n_rows", [1, 20])
@@ -140,12 +146,14 @@ def test_every_batch_and_dead_mask_gives_finite_gradients(arch, n_rows, share_de
         assert parameter.grad.isfinite().all(), name
 
 
-def test_steps_keep_decoder_rows_at_norm_1(arch):
+def test_steps_keep_unit_decoder_rows_at_norm_1(arch):
     sae, x = build(arch), draw(20, D_IN)
+    if not sae.unit_norm:
+        pytest.skip("its decoder is free")
     optimiser = torch.optim.Adam(sae.parameters(), lr=0.1)
     for step in range(3):
         optimiser.zero_grad()
-        loss(sae, x, x, step=step).total.backward()
+        loss(sae, x, x, at=Moment(step, 3)).total.backward()
         sae.after_backward()
         parallel = (sae.W_dec.grad * sae.W_dec).sum(-1)
         assert_close(parallel, torch.zeros_like(parallel))
@@ -170,8 +178,23 @@ def test_training_lowers_the_loss(arch):
 
 def test_init_from_puts_b_dec_amid_the_data(arch):
     sae, offset = build(arch), torch.arange(D_IN, dtype=torch.float64) * 10
-    sae.init_from(draw(2000, D_IN) + offset)
+    rows = draw(2000, D_IN) + offset
+    sae.init_from(rows, rows)
     assert_close(sae.b_dec.detach(), offset, atol=0.2, rtol=0)
+
+
+def test_init_from_centres_the_encoder_whoever_subtracts_b_dec(arch):
+    """A constant added to all data changes no initial code."""
+    rows = draw(2000, D_IN)
+    for apply_b_dec_to_input in (True, False):
+        codes = []
+        for offset in (0.0, 10.0):
+            sae = build(arch, apply_b_dec_to_input=apply_b_dec_to_input)
+            with torch.no_grad():
+                sae.b_enc.zero_()
+            sae.init_from(rows + offset, rows + offset)
+            codes.append(sae.encode(rows[:50] + offset))
+        assert_close(codes[0], codes[1])
 
 
 def test_permuted_dictionary_gives_the_same_reconstruction(arch):
@@ -197,7 +220,7 @@ def test_the_generator_decides_every_bit(arch):
         optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
         for step in range(5):
             optimiser.zero_grad()
-            loss(sae, x, x, step=step, dead=torch.arange(D_SAE) % 2 == 0).total.backward()
+            loss(sae, x, x, at=Moment(step, 5), dead=torch.arange(D_SAE) % 2 == 0).total.backward()
             sae.after_backward()
             optimiser.step()
             sae.after_step()
@@ -216,9 +239,31 @@ def test_folding_equals_scaling_and_unscaling(arch, apply_b_dec_to_input):
     sae, x = build(arch, apply_b_dec_to_input=apply_b_dec_to_input), draw(20, D_IN)
     scale = 3.7
     code, recon = sae.encode(x * scale), sae(x * scale) / scale
-    sae.fold_scale(scale)
+    sae.fold_scales(scale, scale)
     assert_close(sae.encode(x), code)
     assert_close(sae(x), recon)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_transcoder_reads_one_width_and_writes_another(arch, skip):
+    sae, x = transcoder(arch, skip=skip), draw(20, D_IN)
+    target = draw(20, D_OUT, seed=8)
+    expected = sae.encode(x) @ sae.W_dec + sae.b_dec + (x @ sae.W_skip.T if skip else 0)
+    assert_close(sae(x), expected)
+    out = loss(sae, x, target, dead=torch.arange(D_SAE) < 4)
+    out.total.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in sae.parameters())
+    code, recon = sae.encode(x * 3.0), sae(x * 3.0) / 0.5
+    sae.fold_scales(3.0, 0.5)
+    assert_close(sae.encode(x), code)
+    assert_close(sae(x), recon)
+
+
+def test_what_does_not_fit_a_transcoder_is_refused(arch):
+    with pytest.raises(ValueError, match="apply_b_dec_to_input: true does not fit a transcoder"):
+        build(arch, d_out=D_OUT)
+    with pytest.raises(ValueError, match="skip: true"):
+        build(arch, skip=True)
 
 
 def test_state_dict_round_trip_is_bit_exact(arch):

@@ -14,7 +14,7 @@ from sae_kit.sae.topk import TopKConfig, TopKSAE
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "saelens_v3"
 METADATA = {"model_name": "demo", "hook_name": "blocks.1.hook_resid_pre", "prepend_bos": True}
 CONFIGS = [
-    ReLUConfig(d_sae=7, l1_coefficient=0.3, n_l1_warmup_steps=5, apply_b_dec_to_input=False),
+    ReLUConfig(d_sae=7, l1_coefficient=0.3, l1_warmup=0.25, apply_b_dec_to_input=False),
     TopKConfig(d_sae=7, k=3, k_aux=2, aux_coefficient=0.1),
 ]
 

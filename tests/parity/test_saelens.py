@@ -57,7 +57,7 @@ def build(config):
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.2)
-    sae.fold_scale(0.3)
+    sae.fold_scales(0.3, 0.3)
     return sae
 
 

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from sae_kit.config import from_node
-from sae_kit.sae import Losses, SAEConfig
+from sae_kit.sae import Losses, Moment, SAEConfig
 from sae_kit.sae.relu import ReLUConfig
 
 
@@ -50,17 +50,31 @@ def test_load_weights_names_what_is_wrong():
 
 def test_total_is_the_sum_of_terms_and_terms_hold_no_graph():
     leaf = torch.tensor(2.0, requires_grad=True)
-    losses = Losses.of(a=leaf * 3, b=leaf * 4)
+    losses = Losses(leaf * 3, {"b": leaf * 4})
     assert losses.total == 14
-    assert not losses.terms["a"].requires_grad
+    assert losses.terms == {"mse": 6, "b": 8}
+    assert not losses.terms["b"].requires_grad
     losses.total.backward()
     assert leaf.grad == 7
 
 
+@pytest.mark.parametrize(
+    ("step", "share", "expected"),
+    [(0, 0.5, 0.0), (25, 0.5, 0.5), (50, 0.5, 1.0), (99, 0.5, 1.0), (0, 0.0, 1.0)],
+)
+def test_a_rise_is_linear_over_its_share_of_the_run(step, share, expected):
+    assert Moment(step, 100).rise(share) == expected
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_fold_scale_refuses(scale):
+def test_fold_scales_refuses(scale):
     with pytest.raises(ValueError, match="give a positive, finite number"):
-        build().fold_scale(scale)
+        build().fold_scales(scale, scale)
+
+
+def test_an_autoencoder_has_one_scale():
+    with pytest.raises(ValueError, match=r"scale_out: 3\.0"):
+        build().fold_scales(2.0, 3.0)
 
 
 def test_wrong_width_is_named():

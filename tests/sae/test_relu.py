@@ -2,12 +2,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from sae_kit.sae import Moment
 from sae_kit.sae.relu import ReLUConfig
 
 
 def identity_sae(**fields):
     """Two latents that read and write the two axes."""
-    config = ReLUConfig(d_sae=2, n_l1_warmup_steps=0, **fields)
+    config = ReLUConfig(d_sae=2, l1_warmup=0.0, **fields)
     sae = config.build(2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         sae.encoder_rows.copy_(torch.eye(2))
@@ -15,9 +16,10 @@ def identity_sae(**fields):
     return sae
 
 
-def losses(sae, x, target, *, step=0):
+def losses(sae, x, target, *, step=0, n_steps=100):
     dead = torch.zeros(sae.d_sae, dtype=torch.bool)
-    return sae.losses(x, target, sae.forward_train(x), step=step, dead=dead)
+    at = Moment(step, n_steps)
+    return sae.losses(x, target, sae.forward_train(x, at), at=at, dead=dead)
 
 
 def test_loss_by_hand():
@@ -31,7 +33,7 @@ def test_loss_by_hand():
 
 
 def test_coefficient_warms_up_linearly():
-    config = ReLUConfig(d_sae=2, l1_coefficient=3.0, n_l1_warmup_steps=10)
+    config = ReLUConfig(d_sae=2, l1_coefficient=3.0, l1_warmup=0.1)
     sae = config.build(2, generator=torch.Generator().manual_seed(0))
     x = torch.tensor([[1.0, 2.0]])
     full = losses(sae, x, x, step=10).terms["l1"]
@@ -55,7 +57,7 @@ def test_penalty_shrinks_activations_by_half_the_coefficient():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("l1_coefficient", -1.0), ("n_l1_warmup_steps", -1), ("d_sae", 0)]
+    ("field", "value"), [("l1_coefficient", -1.0), ("l1_warmup", -0.5), ("d_sae", 0)]
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: {value}"):
@@ -74,13 +76,13 @@ def planted(n_rows, d_in, n_features, n_active, *, seed):
 
 def test_default_coefficient_recovers_planted_features():
     x, features = planted(2048, 32, 48, 3, seed=0)
-    config = ReLUConfig(d_sae=64, n_l1_warmup_steps=100)
+    config = ReLUConfig(d_sae=64, l1_warmup=1 / 6)
     sae = config.build(32, generator=torch.Generator().manual_seed(1))
-    sae.init_from(x)
+    sae.init_from(x, x)
     optimiser = torch.optim.Adam(sae.parameters(), lr=3e-3)
     for step in range(600):
         optimiser.zero_grad()
-        losses(sae, x, x, step=step).total.backward()
+        losses(sae, x, x, step=step, n_steps=600).total.backward()
         sae.after_backward()
         optimiser.step()
         sae.after_step()

@@ -25,7 +25,12 @@ MAY_IMPORT = {
 }
 
 # Modules through which the siblings of a package share; otherwise they do not know one another.
-SHARED = {"sae": {"base", "code", "ops"}, "evals": {"base", "perturbation", "circuit"}}
+SHARED = {
+    "sae": {
+        path.stem for path in (ROOT / "sae").glob("*.py") if ', arch="' not in path.read_text()
+    },
+    "evals": {"base", "perturbation", "circuit"},
+}
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

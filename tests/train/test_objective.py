@@ -4,14 +4,15 @@ import torch
 from torch.testing import assert_close
 
 from sae_kit.data.activations import Batch
+from sae_kit.sae import Moment
 from sae_kit.sae.relu import ReLUConfig
-from sae_kit.train.objective import LocalObjective
+from sae_kit.train.objective import LocalObjective, Trained
 
 SITES = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre")
 
 
 def build(seed: int):
-    return ReLUConfig(d_sae=8, l1_coefficient=0.5, n_l1_warmup_steps=10).build(
+    return ReLUConfig(d_sae=8, l1_coefficient=0.5, l1_warmup=0.1).build(
         4, generator=torch.Generator().manual_seed(seed)
     )
 
@@ -20,13 +21,18 @@ def rows(seed: int) -> torch.Tensor:
     return torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))
 
 
+def join(saes):
+    return [Trained(sae, site, site) for site, sae in saes.items()]
+
+
+START = Moment(0, 100)
 NOBODY = {site: torch.zeros(8, dtype=torch.bool) for site in SITES}
 
 
 def test_the_loss_is_the_documented_one():
     sae, x = build(0), rows(1)
     saes, batch = {SITES[0]: sae}, Batch({SITES[0]: x}, 1)
-    (part,) = LocalObjective().parts(saes, batch, step=5, dead={SITES[0]: NOBODY[SITES[0]]})
+    (part,) = LocalObjective().parts(join(saes), batch, at=Moment(5, 100), dead=NOBODY)
     code = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).relu()
     recon = code @ sae.W_dec + sae.b_dec
     expected = (recon - x).square().sum(1).mean() + 0.5 * (5 / 10) * code.sum(1).mean()
@@ -38,13 +44,13 @@ def test_a_site_does_not_see_the_others():
     saes = {site: build(i) for i, site in enumerate(SITES)}
     batch = Batch({site: rows(i + 5) for i, site in enumerate(SITES)}, 1)
     together = {}
-    for part in LocalObjective().parts(saes, batch, step=0, dead=NOBODY):
+    for part in LocalObjective().parts(join(saes), batch, at=START, dead=NOBODY):
         ((site, output),) = part.outputs.items()
         together[site] = output.losses.total
     assert list(together) == list(SITES)
     for site, total in together.items():
         alone = Batch({site: batch.acts[site]}, 1)
-        (part,) = LocalObjective().parts({site: saes[site]}, alone, step=0, dead=NOBODY)
+        (part,) = LocalObjective().parts(join({site: saes[site]}), alone, at=START, dead=NOBODY)
         assert torch.equal(part.total, total)
 
 
@@ -59,7 +65,7 @@ def test_a_part_is_built_only_when_asked_for():
             return super().__getitem__(site)
 
     batch = Batch(Watched({site: rows(3) for site in SITES}), 1)
-    found = LocalObjective().parts(saes, batch, step=0, dead=NOBODY)
+    found = LocalObjective().parts(join(saes), batch, at=START, dead=NOBODY)
     next(found)
     assert SITES[1] not in seen
     next(found)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from sae_kit.data.activations import ActivationSource, Batch
 from sae_kit.maths import fvu
-from sae_kit.sae.base import SAEConfig
+from sae_kit.sae.base import Moment, SAEConfig
 from sae_kit.sae.relu import ReLUConfig
 from sae_kit.sae.topk import TopKConfig
 from sae_kit.timing import Stopwatch
@@ -31,7 +31,7 @@ CONFIG = TrainerConfig(
     log_every=5,
     checkpoint_every=6,
 )
-TOPK, RELU = TopKConfig(d_sae=32, k=3), ReLUConfig(d_sae=32, n_l1_warmup_steps=5)
+TOPK, RELU = TopKConfig(d_sae=32, k=3), ReLUConfig(d_sae=32, l1_warmup=0.25)
 
 
 class Planted(ActivationSource):
@@ -104,8 +104,9 @@ def test_steps_are_adam_with_the_gradient_projected_and_the_decoder_normalised(s
     for step in range(3):
         adam.param_groups[0]["lr"] = 0.01 * (step + 1) / 4
         x = next(source).acts[site]
-        out = sae.forward_train(x)
-        sae.losses(x, x, out, step=step, dead=torch.zeros(32, dtype=torch.bool)).total.backward()
+        at = Moment(step, 20)
+        out = sae.forward_train(x, at)
+        sae.losses(x, x, out, at=at, dead=torch.zeros(32, dtype=torch.bool)).total.backward()
         with torch.no_grad():
             along = (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True)
             sae.W_dec.grad.sub_(along * sae.W_dec)
