@@ -3,7 +3,6 @@
 python train.py [group=choice] [field=value] ...    python train.py --help
 """
 
-import signal
 import sys
 
 import hydra
@@ -13,11 +12,14 @@ from sae_kit.jobs.launch import launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
+    """Returns what a sweeper minimises."""
     from sae_kit.jobs.train import train
 
-    if stopped := train(cfg):
-        sys.exit(128 + signal.Signals(stopped))
+    outcome = train(cfg)
+    if outcome.stopped:
+        sys.exit(128 + outcome.stopped)
+    return outcome.score
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ checkpoints/      written by the run
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from signal import Signals
+from typing import Any, final
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +23,18 @@ from sae_kit.checkpoint import write_atomic
 from sae_kit.config import differences, provenance
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    stopped: Signals | None = None
+    """The signal that stopped it before its end."""
+    score: float | None = None
+    """What a search over settings minimises, where the task has such a thing."""
+
 
 PRIMARY = {"saes": "train", "language_model": "language_model"}
 """The primary config of each task."""

@@ -1,22 +1,21 @@
 """What train.py runs: the task named in the config, from its start or from its last checkpoint."""
 
 from collections.abc import Callable
-from signal import Signals
 from typing import Any
 
 from omegaconf import DictConfig
 
-from sae_kit.jobs.run_folder import leaving_no_empty_folder, resumed_run, start_run
+from sae_kit.jobs.run_folder import Outcome, leaving_no_empty_folder, resumed_run, start_run
 from sae_kit.jobs.train_language_model import train_language_model
 from sae_kit.jobs.train_saes import train_saes
 
-Job = Callable[..., Signals | None]
+Job = Callable[..., Outcome]
 
 JOBS: dict[str, Job] = {"saes": train_saes, "language_model": train_language_model}
 
 
-def train(cfg: DictConfig) -> Signals | None:
-    """Run the task; returns None when it is done, or the signal that stopped it.
+def train(cfg: DictConfig) -> Outcome:
+    """Run the task.
 
     Raises:
         ValueError: the config does not fit, or a resumed run would change it.

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from sae_kit.data.synthetic import synthetic_text
 from sae_kit.data.text import find_files, read_part, select_parts
 from sae_kit.data.tokens import check_context
 from sae_kit.dist import world
-from sae_kit.jobs.run_folder import record_start
+from sae_kit.jobs.run_folder import Outcome, record_start
 from sae_kit.log import LoggerConfig
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.hooks import torch_device
@@ -57,8 +56,8 @@ class TrainLanguageModel:
 
 def train_language_model(
     values: dict[str, Any], folder: Path, *, resume: bool
-) -> signal.Signals | None:
-    """Train as the config `values` says, in the run folder; returns the signal that stopped it.
+) -> Outcome:
+    """Train as the config `values` says, in the run folder.
 
     The model lands in `model/`, in Hugging Face layout.
 
@@ -97,7 +96,7 @@ def train_language_model(
             "measure:   python eval.py eval=language_model model=local model.name=%s",
             folder / "model",
         )
-    return stopped
+    return Outcome(stopped)
 
 
 def _start(config: TrainLanguageModel, kept: Path | None) -> tuple[GPT2, Tokenizer]:

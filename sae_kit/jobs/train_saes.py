@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +13,7 @@ from sae_kit.dist import world
 from sae_kit.evals.base import Subject
 from sae_kit.evals.core import Core
 from sae_kit.formats.base import SAES_FOLDER, save_sae
-from sae_kit.jobs.run_folder import record_start
+from sae_kit.jobs.run_folder import Outcome, record_start
 from sae_kit.log import LoggerConfig
 from sae_kit.models.hooks import Site, match_sites
 from sae_kit.models.pretrained import LanguageModel, ModelConfig
@@ -46,8 +45,8 @@ class TrainSAEs:
     logger: LoggerConfig
 
 
-def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> signal.Signals | None:
-    """Train as the config `values` says, in the run folder; returns the signal that stopped it.
+def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome:
+    """Train as the config `values` says, in the run folder; a run's score is its mean FVU.
 
     Raises:
         ValueError: the config does not fit together; nothing has been written then.
@@ -65,12 +64,14 @@ def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> signal.
     log.info("model %s; %d sites: %s", subject.name, len(sites), ", ".join(sites))
     with contextlib.closing(config.logger.build(folder, values)) as logger:
         stopped = trainer.fit(folder, [logger], resume=resume)
+    score = None
     if stopped is None:
         log.info("where the time went: %s", stopwatch.summary())
         export(config, subject, trainer, folder)
         result = measure(config, subject, trainer, folder)
         log.info("\n%s\n\n%s", closing_table(result, trainer), whats_next(folder, sites))
-    return stopped
+        score = float(result.scalars["mean_fvu"])
+    return Outcome(stopped, score)
 
 
 def build_trainer(

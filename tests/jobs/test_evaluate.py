@@ -20,7 +20,7 @@ def run(composed, tiny_saes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch, composed(folder, *tiny_saes) as cfg:
         patch.setenv("SAE_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        assert train(cfg) is None
+        assert train(cfg).stopped is None
     return folder
 
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sae_kit.jobs import train as train_module
-from sae_kit.jobs.run_folder import PRIMARY, record_start, start_run
+from sae_kit.jobs.run_folder import PRIMARY, Outcome, record_start, start_run
 from sae_kit.jobs.train import JOBS, train
 
 
@@ -18,7 +18,7 @@ def calls(monkeypatch) -> list[tuple]:
     def job(name):
         def run(values, folder, *, resume):
             noted.append((name, values["task"], folder, resume))
-            return SIGTERM
+            return Outcome(SIGTERM)
 
         return run
 
@@ -30,7 +30,7 @@ def calls(monkeypatch) -> list[tuple]:
 def test_the_task_picks_the_job(calls, composed, tmp_path, task):
     extra = ["data.text_paths=[a.txt]"] if task == "language_model" else []
     with composed(tmp_path, *extra, name=PRIMARY[task]) as cfg:
-        assert train(cfg) == SIGTERM
+        assert train(cfg) == Outcome(SIGTERM)
     assert calls == [(task, task, tmp_path, False)]
 
 

@@ -31,7 +31,7 @@ def run(composed, tiny_language_model, tmp_path_factory, cache) -> Path:
         composed(folder, *tiny_language_model, name="language_model") as cfg,
     ):
         patch.setenv("SAE_KIT_CACHE", str(cache))
-        assert train(cfg) is None
+        assert train(cfg).stopped is None
     return folder
 
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_trains_no_new_tokenizer(run, composed, tmp_path, monkeypa
     monkeypatch.setattr(job, "train_bpe", lambda *_: pytest.fail("trained another tokenizer"))
     before = (run / "model" / "model.safetensors").read_bytes()
     with composed(tmp_path / "other", f"resume={run}") as cfg:
-        assert train(cfg) is None
+        assert train(cfg).stopped is None
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
@@ -138,7 +138,7 @@ def test_going_on_from_a_run_starts_at_its_weights(
     still = ["lm.lr_matrix=1e-12", "lm.lr_other=1e-12", "lm.weight_decay=0"]
     arguments = [*tiny_language_model, *still, f"start_from={run / given}"]
     with composed(tmp_path, *arguments, name="language_model") as cfg:
-        assert train(cfg) is None
+        assert train(cfg).stopped is None
     before, after = (load_model(str(folder / "model")) for folder in (run, tmp_path))
     assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
     torch.testing.assert_close(after.model.state_dict(), before.model.state_dict())

@@ -31,7 +31,7 @@ def run(composed, tiny_saes, tmp_path_factory, cache) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch, composed(folder, *tiny_saes) as cfg:
         patch.setenv("SAE_KIT_CACHE", str(cache))
-        assert train(cfg) is None
+        assert train(cfg).stopped is None
     return folder
 
 
@@ -132,7 +132,7 @@ def test_positions_that_training_keeps_are_measured_too(composed, tiny_saes, tmp
 def test_a_relu_run(composed, tiny_saes, tmp_path):
     settings = [a for a in tiny_saes if not a.startswith("sae.k=")]
     with composed(tmp_path / "run", *settings, "sae=relu") as cfg:
-        assert train(cfg) is None
+        assert train(cfg).stopped is None
     assert load_sae(tmp_path / "run" / "saes" / SITES[0]).config.word == "relu"
 
 

@@ -44,7 +44,7 @@ PRIMARY = {"train": TrainSAEs, "language_model": TrainLanguageModel, "eval": Eva
 OTHER_VALUES = {"architecture/demo"}
 """Files whose values differ from the defaults, which is what they are for; the keys agree."""
 
-NOT_CONFIG = {"experiment"}
+NOT_CONFIG = {"experiment", "sweep"}
 
 FILES = sorted(
     path.relative_to(CONF).with_suffix("").as_posix()
