@@ -277,7 +277,6 @@ class SAE(nn.Module, ABC):
         """The output for rows whose code is known: `decode(code)`, and the skip connection."""
         return self._skipped(x, self.decode(code))
 
-    @final
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         """Encode and reconstruct, staying sparse where the architecture is."""
         rows = self._as_rows(x)

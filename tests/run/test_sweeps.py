@@ -8,7 +8,6 @@ from runner import ROOT
 
 from sae_kit.result import Result
 
-
 # Optuna and its Hydra plugin warn of themselves.
 QUIET = {"PYTHONWARNINGS": "ignore"}
 
