@@ -334,7 +334,8 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A hidden path to write to, which takes the place of `path` when the block succeeds."""
-    hidden = path.with_name(f".{path.name}.tmp")
+    # Runs of one sweep may write the same cached file at the same time.
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield hidden
         _flush(hidden)

@@ -174,6 +174,8 @@ def be_train_py(request: dict[str, Any]) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor().shutdown()  # _exit would leave its workers behind
     os._exit(status)
 
 

@@ -54,9 +54,7 @@ class TrainLanguageModel:
     device: str = "auto"
 
 
-def train_language_model(
-    values: dict[str, Any], folder: Path, *, resume: bool
-) -> Outcome:
+def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome:
     """Train as the config `values` says, in the run folder.
 
     The model lands in `model/`, in Hugging Face layout.

@@ -160,17 +160,17 @@ def _subject(config: TrainSAEs, subject: LanguageModel, trainer: Trainer) -> Sub
 
 
 def closing_table(result: Result, trainer: Trainer) -> str:
-    """One line per site. Dead latents are those that have gone silent in training."""
-    after = trainer.config.dead_after_tokens
+    """One line per site. Dead latents never fired while frequencies were counted."""
     lines = [f"{'site':<28}{'L0':>7}{'FVU':>9}{'dead %':>8}{'CE recovered':>14}{'KL':>9}"]
     for row in result.rows:
-        dead = trainer.firing[str(row["site"])].dead(after).double().mean()
+        firing = trainer.firing[str(row["site"])]
+        dead = (firing.n_fired == 0).double().mean()
         lines.append(
             f"{row['site']:<28}{row['l0']:>7.1f}{row['fvu']:>9.4f}{100 * dead:>8.1f}"
             f"{row['ce_recovered']:>14.4f}{row['kl']:>9.4f}"
         )
     lines.append(
-        f"(held-out text; dead: silent for the last {after:,} training tokens; KL in nats)"
+        f"(held-out text; dead: silent for the last {firing.n_rows:,} training tokens; KL in nats)"
     )
     return "\n".join(lines)
 

@@ -59,7 +59,7 @@ class TrainerConfig:
     """exact: encoder products in float32. screened: bfloat16 products propose the latents that may
     be active, float32 decides among them; for architectures of the TopK family.
     """
-    dead_after_tokens: int = 100_000
+    dead_after_tokens: int = 10_000
     """A latent is called dead when it has not fired for this many positions."""
     log_every: int = 10
     """Steps between log lines."""
