@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae_kit.models.hooks import Edit, Prefix, Run, Site, Stopped, Tape, check_sites
+from sae_kit.products import linear
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -105,7 +106,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, tape: Tape, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
         """The output for `x [batch pos d_model]`, and keys and values `[batch key head d_head]`."""
-        qkv = F.linear(x, self.W_qkv.T, self.b_qkv)
+        qkv = linear(x, self.W_qkv.T, self.b_qkv)
         split = "batch pos (three head d_head) -> three batch pos head d_head"
         q, k, v = rearrange(qkv, split, three=3, head=self.n_head)
         q = tape(f"{self.name}.hook_q", q)  # [batch pos head d_head]
@@ -120,7 +121,7 @@ class Attention(nn.Module):
             result = tape(f"{self.name}.hook_result", result)  # [batch pos head d_model]
             return result.sum(-2) + self.b_O, (k, v)
         flat = rearrange(z, "batch pos head d_head -> batch pos (head d_head)")
-        return F.linear(flat, self.W_O.T, self.b_O), (k, v)
+        return linear(flat, self.W_O.T, self.b_O), (k, v)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, tape: Tape) -> Tensor:
         """Values mixed, `[batch pos head d_head]`; a pattern exists only where it is wanted."""
@@ -154,10 +155,10 @@ class MLP(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        pre = F.linear(x, self.W_in.T, self.b_in)
+        pre = linear(x, self.W_in.T, self.b_in)
         pre = tape(f"{self.name}.hook_pre", pre)  # [batch pos d_mlp]
         post = tape(f"{self.name}.hook_post", F.gelu(pre, approximate="tanh"))  # [batch pos d_mlp]
-        return F.linear(post, self.W_out.T, self.b_out)
+        return linear(post, self.W_out.T, self.b_out)
 
 
 @final
@@ -303,7 +304,7 @@ class GPT2(nn.Module):
                         kept[layer] = keys_values
                 elif part == 1:
                     x = block.think(x, tape)
-            logits = F.linear(self.ln_final(x, tape), self.W_U)  # [batch pos vocab]
+            logits = linear(self.ln_final(x, tape), self.W_U)  # [batch pos vocab]
         except Stopped:
             pass
         return Run(logits, tape.acts, Prefix(kept) if keep_prefix else None)

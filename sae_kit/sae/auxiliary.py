@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_kit.products import linear
 from sae_kit.sae import ops
 
 DENSE_UP_TO = 16
@@ -79,7 +79,7 @@ def _decode(x: Tensor, dead: Layer, k: int) -> Tensor:
     if n_dead > DENSE_UP_TO * k:
         values, indices = ops.top_pre_activations(x, dead.encoder_rows, dead.b_enc, k)
         return ops.sparse_decode(values.relu(), indices, dead.W_dec)
-    pre = F.linear(x, dead.encoder_rows, dead.b_enc)
+    pre = linear(x, dead.encoder_rows, dead.b_enc)
     if k < n_dead:
         pre = ops.keep_top(pre, k)
-    return pre.relu() @ dead.W_dec
+    return linear(pre.relu(), dead.W_dec.T)

@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_kit.config import Family
+from sae_kit.products import linear
 from sae_kit.sae import auxiliary, ops
 from sae_kit.sae.code import SparseCode
 
@@ -261,7 +262,7 @@ class SAE(nn.Module, ABC):
     ) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction of a code, dense or sparse; without the skip connection's part."""
         if isinstance(code, Tensor):
-            return code @ self.W_dec + self.b_dec
+            return linear(code, self.W_dec.T, self.b_dec)
         *shape, k = code.values.shape
         recon = ops.sparse_decode(
             code.values.reshape(-1, k), code.indices.reshape(-1, k), self.W_dec

@@ -23,6 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_kit.products import linear
+
 # --- sparse encode and decode ---------------------------------------------------------------------
 
 
@@ -61,7 +63,7 @@ class _TopPreActivations(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, encoder_rows: Tensor, b_enc: Tensor, k: int
     ) -> tuple[Tensor, Tensor]:
-        values, indices = F.linear(x, encoder_rows, b_enc).topk(k, dim=-1, sorted=False)
+        values, indices = linear(x, encoder_rows, b_enc).topk(k, dim=-1, sorted=False)
         ctx.save_for_backward(x, encoder_rows, indices)
         ctx.mark_non_differentiable(indices)
         return values, indices

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_kit.products import linear
 from sae_kit.sae import ops
 from sae_kit.sae.base import SAE, Inference, Losses, Moment, SAEConfig, TrainOutput
 from sae_kit.sae.code import SparseCode
@@ -64,7 +64,7 @@ class ReLUSAE(SAE):
         self, x: Float[Tensor, "rows d_in"]
     ) -> Float[Tensor, "rows d_sae"] | SparseCode:
         """See SAE.encode_rows."""
-        return F.linear(self._centred(x), self.encoder_rows, self.b_enc).relu()
+        return linear(self._centred(x), self.encoder_rows, self.b_enc).relu()
 
     def forward_train(self, x: Float[Tensor, "rows d_in"], at: Moment) -> TrainOutput:
         """See SAE.forward_train."""

@@ -9,7 +9,7 @@ import sae_kit
 
 ROOT = Path(sae_kit.__file__).parent
 
-FOUNDATION = {"config", "dist", "checkpoint", "log", "maths", "result", "timing"}
+FOUNDATION = {"config", "dist", "checkpoint", "log", "maths", "products", "result", "timing"}
 
 # A layer may import itself and what stands here, nothing else of ours. "formats.base": that module.
 MAY_IMPORT = {
