@@ -73,3 +73,17 @@ class _Linear(torch.autograd.Function):
             _onednn(rows.T, x.flatten(0, -2).T, None) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and _has_bf16_instructions()
+
+
+def _has_bf16_instructions() -> bool:
+    capability = torch.cpu.get_capabilities()
+    return bool(
+        capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16")
+    )

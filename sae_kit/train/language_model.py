@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sae_kit.checkpoint import State
 from sae_kit.data.tokens import TokenSource, take
 from sae_kit.models.gpt2 import GPT2
+from sae_kit.products import fast_bf16
 from sae_kit.train.loop import Metrics
 from sae_kit.train.schedule import trapezoid
 
@@ -187,17 +188,3 @@ def _optimizers(model: GPT2, config: LanguageModelConfig) -> list[torch.optim.Op
         {"params": vectors, "peak_lr": config.lr_other, "weight_decay": 0.0},
     ]
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 on `device`."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and _has_bf16_instructions()
-
-
-def _has_bf16_instructions() -> bool:
-    capability = torch.cpu.get_capabilities()
-    return bool(
-        capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16")
-    )

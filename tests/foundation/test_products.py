@@ -75,3 +75,10 @@ def test_without_onednn_it_is_torchs(monkeypatch):
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
     x, weight, bias = operands((40,), 30, 50, transposed=False)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_bfloat16_is_fast_where_the_processor_has_it(monkeypatch, available):
+    monkeypatch.setattr(products, "_has_bf16_instructions", lambda: available)
+    assert products.fast_bf16(torch.device("cpu")) is available
+    assert not products.fast_bf16(torch.device("mps"))

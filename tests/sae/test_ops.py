@@ -36,6 +36,76 @@ def test_top_pre_activations_equal_dense_autograd(dtype):
         assert_close(ours.grad, expected.grad)
 
 
+@pytest.mark.parametrize(("n", "k"), [(64, 2), (72, 1), (65, 2), (64, 40), (5, 5), (1, 1)])
+def test_largest_is_topk_however_it_is_found(n, k):
+    pre = draw(30, n)
+    values, indices = ops.largest(pre, k)
+    assert torch.equal(pre.gather(-1, indices), values)
+    assert torch.equal(values.sort(-1, descending=True).values, pre.topk(k).values)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_chunks_of_rows_make_no_difference(monkeypatch):
+    x, encoder, bias = draw(50, 6), draw(128, 6, seed=1), draw(128, seed=2)
+    whole = ops.top_pre_activations(x, encoder, bias, 3)
+    for chunk in (1, 128 * 7):
+        monkeypatch.setattr(ops, "CHUNK", chunk)
+        for ours, expected in zip(ops.top_pre_activations(x, encoder, bias, 3), whole, strict=True):
+            assert_close(ours, expected)
+
+
+@pytest.fixture
+def bf16_is_fast(monkeypatch):
+    monkeypatch.setattr(ops, "fast_bf16", lambda _: True)
+
+
+@pytest.mark.usefixtures("bf16_is_fast")
+def test_screening_changes_neither_the_choice_nor_a_bit_of_float32():
+    """At real sizes: the same latents, values of float32 precision, the same gradients."""
+    tensors = [
+        draw(64, 128, dtype=torch.float32),
+        draw(4096, 128, seed=1, dtype=torch.float32) / 128**0.5,
+        0.1 * draw(4096, seed=2, dtype=torch.float32),
+    ]
+    screened, exact = leaves(*tensors), leaves(*tensors)
+    found = []
+    for top, operands in (
+        (ops.screened_top_pre_activations, screened),
+        (ops.top_pre_activations, exact),
+    ):
+        values, indices = top(*operands, 16)
+        order = indices.argsort(-1)
+        found.append((indices.gather(-1, order), values.gather(-1, order)))
+        (values.square().sum() / 2).backward()
+    assert torch.equal(found[0][0], found[1][0])
+    assert_close(found[0][1], found[1][1])
+    for ours, expected in zip(screened, exact, strict=True):
+        assert_close(ours.grad, expected.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("bf16_is_fast")
+def test_a_missed_latent_is_hardly_smaller_than_the_least_that_is_kept():
+    """Latents so close together that bfloat16 cannot rank them: the values are as good."""
+    x = 1 + 1e-3 * draw(20, 256, dtype=torch.float32)
+    encoder = 1 + 1e-3 * draw(512, 256, seed=1, dtype=torch.float32)
+    bias = torch.zeros(512)
+    ours, _ = ops.screened_top_pre_activations(x, encoder, bias, 8)
+    best, _ = ops.top_pre_activations(x, encoder, bias, 8)
+    assert_close(ours.sort(-1).values, best.sort(-1).values, rtol=2**-7, atol=0)
+    assert not torch.equal(ours, best)
+
+
+def test_screening_falls_back_where_bfloat16_is_slow(monkeypatch):
+    monkeypatch.setattr(ops, "fast_bf16", lambda _: False)
+    operands = draw(9, 7), draw(40, 7, seed=1), draw(40, seed=2)
+    for ours, exact in zip(
+        ops.screened_top_pre_activations(*operands, 3),
+        ops.top_pre_activations(*operands, 3),
+        strict=True,
+    ):
+        assert torch.equal(ours, exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sparse_decode_equals_dense_autograd(dtype):
     indices = torch.stack([draw(9, seed=row).topk(4).indices for row in range(6)])

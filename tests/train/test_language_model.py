@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from sae_kit import products
 from sae_kit.data.tokens import Contexts, ContextStream
 from sae_kit.dist import World
 from sae_kit.models.gpt2 import GPT2, GPT2Config
-from sae_kit.train import language_model
-from sae_kit.train.language_model import LanguageModelConfig, LanguageModelTask, fast_bf16
+from sae_kit.train.language_model import LanguageModelConfig, LanguageModelTask
 from sae_kit.train.loop import Loop, LoopPlan
 
 N_POS, VOCAB = 12, 32
@@ -165,17 +165,12 @@ def test_large_gradients_are_clipped():
 
 @pytest.mark.parametrize("available", [True, False])
 def test_half_precision_is_used_where_it_is_fast(monkeypatch, available):
-    monkeypatch.setattr(language_model, "_has_bf16_instructions", lambda: available)
-    assert fast_bf16(torch.device("cpu")) is available
+    monkeypatch.setattr(products, "_has_bf16_instructions", lambda: available)
     task, exact = make(replace(CONFIG, bf16=True)), make()
     tokens = torch.stack([Counting()[i] for i in range(3)])
     assert (task.loss(tokens) == exact.loss(tokens)).item() is not available
     assert_close(task.loss(tokens), exact.loss(tokens), atol=0.02, rtol=0)
     assert task.loss(tokens).dtype == torch.float32
-
-
-def test_other_devices_train_in_full_precision():
-    assert not fast_bf16(torch.device("mps"))
 
 
 @pytest.mark.parametrize(
