@@ -294,6 +294,10 @@ class SAE(nn.Module, ABC):
         self.b_dec.copy_(ops.geometric_median(target))
         if not self.config.apply_b_dec_to_input:
             self.b_enc.copy_(-(self.encoder_rows @ ops.geometric_median(self._as_rows(x))))
+        self._init_latents(self._as_rows(x))
+
+    def _init_latents(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """What an architecture's own parameters start from, given the data; nothing here."""
 
     @final
     @torch.no_grad()

@@ -17,8 +17,8 @@ from torch import Tensor
 class SparseCode:
     """A code of which each row lists `k` latents and their activations, in no particular order.
 
-    The latents of a row are distinct. A value of exactly 0 marks a place that is not in use, so
-    rows may have different numbers of active latents.
+    The active latents of a row are distinct. A value of exactly 0 marks a place that is not in use,
+    so rows may have different numbers of active latents.
     """
 
     values: Float[Tensor, "*rows k"]
@@ -41,7 +41,8 @@ class SparseCode:
     def dense(self) -> Float[Tensor, "*rows d_sae"]:
         """The code as a matrix, zero where no latent is active."""
         empty = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)
-        return empty.scatter(-1, self.indices, self.values)
+        # Adding, since a place not in use may name a latent that another place has active.
+        return empty.scatter_add(-1, self.indices, self.values)
 
     def l0(self) -> Int[Tensor, "*rows"]:
         """Number of active latents of each row."""

@@ -13,8 +13,12 @@ ARCHS = list(SAEConfig.variants())
 D_IN, D_OUT, D_SAE = 6, 5, 12
 END = Moment(1000, 1000)
 
+# Architectures whose gradients are by design not those of the loss: straight-through estimates,
+# terms that reach some of the parameters only.
+HELD_CONSTANT = {"gated", "jumprelu", "p_anneal"}
+
 # Small values of fields whose defaults do not fit d_sae 12 (or 4, below).
-SMALL = {"k": 2}
+SMALL = {"k": 2, "target_l0": 2.0}
 
 
 @pytest.fixture(params=ARCHS)
@@ -101,6 +105,8 @@ def test_a_row_never_sees_another(arch):
 
 def test_gradients_equal_finite_differences(arch):
     """Of the whole training loss, in every parameter and the input, on four latents."""
+    if arch in HELD_CONSTANT:
+        pytest.skip("parts of its loss are held constant, or have no derivative; see its own test")
     sae = build(arch, d_in=3, d_sae=4)
     x, target = draw(5, 3), draw(5, 3, seed=8)
     x.requires_grad_()
