@@ -42,9 +42,10 @@ def build(arch: str, options: argparse.Namespace, x: Tensor) -> SAE:
     sae = config.build(options.d_in, generator=torch.Generator().manual_seed(0))
     sae.init_from(x, x)
     with torch.no_grad():
-        # Real inputs make a few latents answer strongly; random ones make all answer a little.
-        pre = (x[:256] - sae.b_dec) @ sae.W_enc
-        sae.b_enc -= pre.topk(options.k, dim=-1).values[:, -1].mean()
+        # As many pre-activations above the thresholds as a trained SAE has.
+        pre = (x[:256] - sae.b_dec) @ sae.W_enc + sae.b_enc
+        pre -= sae.weights().get("threshold", torch.zeros(())).relu()
+        sae.b_enc -= pre.flatten().topk(256 * options.k).values[-1]
     return sae
 
 

@@ -25,7 +25,7 @@ from sae_kit.config import from_node, provenance
 from sae_kit.jobs.run_folder import plain
 from sae_kit.jobs.train_saes import TrainSAEs, build_trainer
 from sae_kit.models.gpt2 import GPT2, GPT2Config
-from sae_kit.models.hooks import match_sites, torch_dtype
+from sae_kit.models.hooks import torch_dtype
 from sae_kit.models.pretrained import LanguageModel, load_model
 from sae_kit.timing import Stopwatch
 from sae_kit.train.allocator import keep_freed_memory
@@ -36,7 +36,7 @@ SAE_PARTS = ("SAE forward", "SAE backward", "optimiser")
 
 GPT2_SETTING = (
     "sae.d_sae=24576",
-    "+sae.k=32",
+    "sae.k=32",
     "activations.buffer_rows=16384",
     "trainer.batch_rows=2048",
     "trainer.n_tokens=100000000",
@@ -103,8 +103,8 @@ def main() -> None:
         config = from_node(TrainSAEs, plain(hydra.compose("train", overrides=chosen)))
     lm = random_gpt2(config) if options.gpt2 else config.model.build()
     stopwatch = Stopwatch()
-    sites = match_sites(config.sites, lm.model.sites())
-    trainer = build_trainer(config, lm, sites, stopwatch)
+    trainer = build_trainer(config, lm, stopwatch)
+    sites = list(trainer.saes)
     trainer.initialise()
     for step in range(N_WARMUP):
         trainer.step(step, measure=False)

@@ -5,7 +5,7 @@ squares run in float64.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOGIT_ROWS = 64  # rows of logits compared at once, so that they stay in the processor's cache
 
 
 def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
@@ -30,32 +33,6 @@ def cosine_rows(x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"]) -> Flo
     return F.cosine_similarity(x, y, dim=-1)
 
 
-def kl_from_logits(
-    clean: Float[Tensor, "*rows vocab"],
-    perturbed: Float[Tensor, "*rows vocab"],
-    *,
-    chunk_rows: int = 256,
-) -> Float[Tensor, "*rows"]:
-    """KL(clean || perturbed) of the next-token distributions, in nats per row. Float64.
-
-    In float32 the rounding of the logits alone adds about 1e-6, more than the KL of a small
-    perturbation. `chunk_rows` bounds the memory: that many rows are widened at a time. A token that
-    `clean` gives probability 0 adds nothing, whatever `perturbed` gives it.
-    """
-    pairs = zip(
-        clean.flatten(0, -2).split(chunk_rows),
-        perturbed.flatten(0, -2).split(chunk_rows),
-        strict=True,
-    )
-    chunks = [_kl_rows(p.double().log_softmax(-1), q.double().log_softmax(-1)) for p, q in pairs]
-    return torch.cat(chunks).reshape(clean.shape[:-1])
-
-
-def _kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
-    p = log_p.exp()
-    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1)
-
-
 def cross_entropy_rows(
     logits: Float[Tensor, "*rows vocab"], targets: Int[Tensor, "*rows"]
 ) -> Float[Tensor, "*rows"]:
@@ -63,6 +40,82 @@ def cross_entropy_rows(
     rows = logits.flatten(0, -2)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return F.cross_entropy(rows, targets.flatten(), reduction="none").reshape(targets.shape)
+
+
+@final
+class Predictions:
+    """Next-token distributions, as logits: what others are compared with.
+
+    With p the probabilities of logits l, and q those of m,
+
+        KL(p || q) = sum_v p_v (l_v - m_v) + logsumexp(m) - logsumexp(l)
+
+    so equal logits give exactly 0. Float32, or float64 if the logits are. The logits are kept as
+    they are and widened for some rows at a time: next to them, no second matrix of that size
+    exists.
+
+    Limits: the logits are finite; in float32 their rounding adds about 1e-6 to a KL.
+    """
+
+    def __init__(self, logits: Float[Tensor, "rows vocab"]) -> None:
+        self.logits = logits.detach()
+        """[rows vocab]"""
+        self.normalisers = torch.cat([rows.logsumexp(-1) for rows in _widened(self.logits)])
+        """[rows], logsumexp of the logits."""
+
+    def cross_entropy(self, targets: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """-log p(target) in nats."""
+        return self.normalisers - self.logits.gather(-1, targets[:, None])[:, 0]
+
+    def kl(self, other: "Predictions") -> Float[Tensor, " rows"]:
+        """KL(these || other) in nats."""
+        chunks = zip(_widened(self.logits), _widened(other.logits), strict=True)
+        # A softmax sums to 1 better than exp(l - normaliser), and l - m may share a large constant.
+        means = [torch.linalg.vecdot(own.softmax(-1), own - others) for own, others in chunks]
+        return torch.cat(means) + (other.normalisers - self.normalisers)
+
+    def kl_gradient(
+        self, other: "Predictions", weights: Float[Tensor, " rows"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """The gradient of `(weights * self.kl(other)).sum()` in other's logits: weights (q - p)."""
+        gradient = torch.empty_like(other.logits)
+        chunks = zip(
+            _widened(self.logits),
+            _widened(other.logits),
+            weights.split(LOGIT_ROWS),
+            gradient.split(LOGIT_ROWS),
+            strict=True,
+        )
+        for own, others, weight, part in chunks:
+            part.copy_((others.softmax(-1) - own.softmax(-1)) * weight[:, None])
+        return gradient
+
+
+def _widened(logits: Tensor) -> Iterator[Tensor]:
+    """Some rows at a time, in float32 at least."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return (rows.to(wide) for rows in logits.split(LOGIT_ROWS))
+
+
+def kl_rows(clean: Predictions, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+    """KL(clean || the distributions of `logits`) in nats, differentiable in `logits`."""
+    return _KL.apply(logits, clean)
+
+
+class _KL(torch.autograd.Function):
+    """The gradient is known: probabilities less clean probabilities. Autograd would keep three
+    more matrices of the logits' size to find it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, clean: Predictions) -> Tensor:
+        ctx.clean, ctx.other = clean, Predictions(logits)
+        return clean.kl(ctx.other)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.clean.kl_gradient(ctx.other, grad), None
 
 
 @final

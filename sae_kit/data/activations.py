@@ -19,8 +19,8 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ from torch import Tensor
 from sae_kit.config import Family
 from sae_kit.data.tokens import TokenSource, take
 from sae_kit.models.hooks import Hookable, Site
+from sae_kit.models.splice import CleanRun
 from sae_kit.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,21 @@ class Batch:
     """Scaled activations by site."""
     n_contexts: int
     """Distinct contexts the rows come from."""
+    runs: Sequence[CleanRun] = ()
+    """The model's own runs on whole contexts, of whose counting positions the rows are, one run
+    after the other in reading order; only from a `sae_kit.data.contexts.ContextSource`.
+    """
+    scales: Mapping[Site, float] = field(default_factory=dict)
+    """With `runs`: what the activations at each site read, written or observed are scaled by."""
 
 
 class ActivationSource(ABC):
     """An endless iterator of batches, deterministic in (config, seed, data); its state is the exact
     position.
     """
+
+    gives_runs: ClassVar[bool] = False
+    """Whether batches come with the model's own runs on whole contexts (`Batch.runs`)."""
 
     widths: Mapping[Site, int]
     """Values per row, by site."""
@@ -192,6 +202,21 @@ class Passes:
         return counts
 
 
+def input_scale(site: Site, rows: Float[Tensor, "rows width"], config: LiveConfig) -> float:
+    """What brings rows like these to a mean norm of sqrt(width); 1 if `config` scales nothing.
+
+    Raises:
+        ValueError: they cannot be scaled, or trained on.
+    """
+    norm = rows.norm(dim=-1).mean(dtype=torch.float64).item()
+    if not (math.isfinite(norm) and norm > 0):
+        raise ValueError(
+            f"sites: activations at {site!r} have mean norm {norm}; the model is broken there, "
+            "choose other sites"
+        )
+    return math.sqrt(rows.shape[-1]) / norm if config.scale_inputs else 1.0
+
+
 @final
 class LiveSource(ActivationSource):
     """See the module's docstring."""
@@ -250,15 +275,9 @@ class LiveSource(ActivationSource):
         }
         self._context = torch.empty(n, dtype=torch.int64)
         self._fill(buffer, torch.arange(n))
-        for site, width in self.widths.items():
-            norm = buffer[site].norm(dim=-1).mean(dtype=torch.float64).item()
-            if not (math.isfinite(norm) and norm > 0):
-                raise ValueError(
-                    f"sites: activations at {site!r} have mean norm {norm}; the model is broken "
-                    "there, choose other sites"
-                )
-            self.scales[site] = math.sqrt(width) / norm if self.config.scale_inputs else 1.0
-            buffer[site].mul_(self.scales[site])
+        for site, rows in buffer.items():
+            self.scales[site] = input_scale(site, rows, self.config)
+            rows.mul_(self.scales[site])
         self._buffer = buffer
 
     def sample(self, site: Site, n_rows: int) -> Float[Tensor, "rows _"]:

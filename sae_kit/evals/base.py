@@ -6,7 +6,8 @@
 
 An evaluation is one module with one config. It says what it finds out (`run`), and how a saved
 result is drawn (`plot`), which sees nothing but the result. What several evaluations need of a
-subject (its held-out text, a run with an activation replaced) is here.
+subject (its held-out text, where its SAEs belong) is here; `sae_kit.models.splice` runs the model
+with an activation replaced.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sae_kit import config
@@ -58,8 +59,18 @@ class Subject:
         """Where the model lies, and the SAEs must."""
         return self.model.device
 
+    @property
+    def writes(self) -> dict[Site, Site]:
+        """The site that each SAE's output stands for, by the site it reads; they differ for
+        transcoders.
+        """
+        return {
+            site: str(sae.metadata.get("hook_name_out", "")) if sae.is_transcoder else site
+            for site, sae in self.saes.items()
+        }
+
     def check_saes(self) -> None:
-        """Refuse a subject without SAEs, or with one that does not fit its site.
+        """Refuse a subject without SAEs, or with one that does not fit its sites.
 
         Raises:
             ValueError: no SAEs, a site that the model lacks, or an SAE of another width.
@@ -68,14 +79,25 @@ class Subject:
             raise ValueError(
                 "saes: none given, and this evaluation is about SAEs; give run or saes"
             )
-        check_sites(self.saes, self.model.sites(), "saes")
+        known, writes = self.model.sites(), self.writes
+        check_sites(self.saes, known, "saes")
         for site, sae in self.saes.items():
-            width = self.model.width(site)
-            if sae.d_in != width:
+            if not writes[site]:
                 raise ValueError(
-                    f"saes: the one at {site!r} has d_in {sae.d_in}, but the site is {width} wide; "
-                    "give the model and the site that it was trained on"
+                    f"saes: the transcoder at {site!r} does not say which site it writes; set "
+                    "hook_name_out in its metadata"
                 )
+            check_sites([writes[site]], known, "saes (hook_name_out)")
+            for name, width, where in (
+                ("d_in", sae.d_in, site),
+                ("d_out", sae.d_out, writes[site]),
+            ):
+                if width != self.model.width(where):
+                    raise ValueError(
+                        f"saes: the one at {site!r} has {name} {width}, but {where!r} is "
+                        f"{self.model.width(where)} wide; give the model and the site that it was "
+                        "trained on"
+                    )
 
     def contexts(
         self, n_tokens: int, tokens: TokensConfig | None = None
@@ -145,39 +167,3 @@ class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
             "evaluation": config.to_dict(self),
             "subject": subject.description(),
         }
-
-
-def replaced(
-    acts: Float[Tensor, "batch pos *axes"],
-    counts: Bool[Tensor, "batch pos"],
-    rows: Float[Tensor, "rows width"] | Float[Tensor, " width"],
-) -> Float[Tensor, "batch pos *axes"]:
-    """A copy of a site's activations with the counting positions replaced, the rest untouched.
-
-    Args:
-        acts: what the model computed.
-        counts: true where a position is replaced.
-        rows: a row for each of these, in reading order, or one row for all.
-    """
-    spliced = acts.flatten(2).clone()
-    spliced[counts] = rows.to(acts.dtype)
-    return spliced.view(acts.shape)
-
-
-def logits_with(
-    model: GPT2,
-    tokens: Int[Tensor, "batch pos"],
-    site: Site,
-    acts: Float[Tensor, "batch pos *axes"],
-) -> Float[Tensor, "batch pos vocab"]:
-    """The logits when the activations at `site` are `acts`.
-
-    At a residual-stream site the run starts there. Elsewhere it starts from the tokens, since other
-    parts of the model bypass the site.
-    """
-    if ".hook_resid_" in site:
-        logits = model.run(start=(site, acts)).logits
-    else:
-        logits = model.run(tokens, edit={site: lambda _: acts}).logits
-    assert logits is not None
-    return logits

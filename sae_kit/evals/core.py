@@ -5,12 +5,16 @@ every site, and measures the SAEs as functions of vectors. The second takes `n_s
 same tokens, and for each site replaces the activations by the reconstruction, by zero and by the
 mean, and runs the model on from there.
 
+A transcoder reads one site and writes another: it is measured against the activations of the site
+that it writes, which is also where it is spliced in and which is ablated.
+
 Only positions that count are measured and replaced: by default all but position 0 and the
 end-of-text tokens, as in training. The others keep the model's own activations, in the ablations
 too. Cross-entropy and KL are means over the counting positions that have a next token.
 
 The columns:
 
+- site: the site that the SAE reads; its row in the model's order.
 - l0: mean number of active latents.
 - fvu: sum of squared errors over the sum of squared deviations from the site's mean (one mean over
   all rows; channels summed, not averaged).
@@ -26,6 +30,7 @@ The columns:
 - delta_ce: ce_spliced - ce_clean.
 - kl: KL(clean || spliced) of the next-token distributions.
 - ce_recovered_mean: as ce_recovered, with the mean as the baseline.
+- writes: the site reconstructed; `site` again, unless the SAE is a transcoder.
 - *_low, *_high: 95 % bootstrap intervals over contexts; for fvu with the variance held fixed.
 
 Cross-entropies and KL are in nats per token.
@@ -35,7 +40,7 @@ Limits: log-probabilities are float32, so a KL below 1e-6 is noise.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -44,10 +49,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_kit.data.activations import LiveConfig, Passes
-from sae_kit.evals.base import Evaluation, Subject, logits_with, replaced
+from sae_kit.evals.base import Evaluation, Subject
 from sae_kit.log import Progress
-from sae_kit.maths import StreamingMoments, bootstrap_interval, cosine_rows
+from sae_kit.maths import Predictions, StreamingMoments, bootstrap_interval, cosine_rows
 from sae_kit.models.hooks import Site
+from sae_kit.models.splice import CleanRun, flat_logits
 from sae_kit.result import Result
 from sae_kit.sae.base import SAE
 from sae_kit.sae.code import SparseCode
@@ -57,7 +63,6 @@ if TYPE_CHECKING:
 
 DENSE = 0.1  # a latent that fires at a greater share of the positions is called dense
 SAE_ROWS = 2048  # rows through an SAE at once; bounds the codes of dense architectures
-LOGIT_ROWS = 64  # rows compared at once, so that they stay in the processor's cache
 AVERAGED = ("l0", "fvu", "ce_recovered", "delta_ce", "kl", "dead_fraction")
 
 log = logging.getLogger(__name__)
@@ -93,9 +98,9 @@ class Core(Evaluation, name="core"):
     def run(self, subject: Subject) -> Result:
         """See Evaluation.run: one row per site, in the order of the model."""
         subject.check_saes()
-        sites = [site for site in subject.model.sites() if site in subject.saes]
-        saes = {site: subject.saes[site] for site in sites}
-        self._compare_with_training(saes)
+        order = [site for site in subject.model.sites() if site in subject.saes]
+        spots = [Spot(site, subject.writes[site], subject.saes[site]) for site in order]
+        self._compare_with_training(subject.saes)
         contexts = subject.contexts(self.n_tokens)
         spliced = contexts[: -(-self.n_splice_tokens // contexts.shape[1])]
         reading = LiveConfig(
@@ -103,19 +108,21 @@ class Core(Evaluation, name="core"):
             drop_special_tokens=self.drop_special_tokens,
         )
         special_ids = [subject.language_model.tokenizer.eot_id]
-        passes = Passes(reading, subject.model, sites, special_ids)
+        sites = dict.fromkeys(site for spot in spots for site in (spot.reads, spot.writes))
+        passes = Passes(reading, subject.model, list(sites), special_ids)
         if not passes.counting(spliced)[:, :-1].any():
             raise ValueError(
                 f"tokens: none of the {spliced.numel()} tokens read counts; set eval."
                 "drop_first_position and eval.drop_special_tokens to false, or read other text"
             )
-        progress = Progress(contexts.numel() + spliced.numel() * len(sites))
-        statistics = self._statistics(passes, saes, contexts, progress)
+        progress = Progress(contexts.numel() + spliced.numel() * len(spots))
+        statistics = self._statistics(passes, spots, contexts, progress)
         means = {site: found.moments.mean for site, found in statistics.items()}
-        effects = _effects(subject, passes, saes, means, spliced, progress)
+        effects = _effects(subject, passes, spots, means, spliced, progress)
         progress.close()
         rows = tuple(
-            _row(site, statistics[site], effects[site], seed=subject.seed) for site in sites
+            _row(spot, statistics[spot.reads], effects[spot.reads], seed=subject.seed)
+            for spot in spots
         )
         return Result(
             name=self.word,
@@ -136,18 +143,18 @@ class Core(Evaluation, name="core"):
     def _statistics(
         self,
         passes: Passes,
-        saes: Mapping[Site, SAE],
+        spots: Sequence["Spot"],
         contexts: Int[Tensor, "batch pos"],
         progress: Progress,
     ) -> dict[Site, "Statistics"]:
         """The first pass: every site's vectors, codes and reconstructions."""
         device = passes.model.device
-        found = {site: Statistics(sae, len(contexts), device) for site, sae in saes.items()}
+        found = {spot.reads: Statistics(spot.sae, len(contexts), device) for spot in spots}
         for i, tokens in enumerate(contexts.split(self.contexts_per_pass)):
             acts, local = passes.rows(tokens.to(device))
             context = local + i * self.contexts_per_pass
-            for site, sae in saes.items():
-                found[site].update(sae, acts[site], context)
+            for spot in spots:
+                found[spot.reads].update(acts[spot.reads], acts[spot.writes], context)
             progress.update(tokens.numel())
         return found
 
@@ -191,6 +198,17 @@ class Core(Evaluation, name="core"):
         }
 
 
+@final
+@dataclass(frozen=True)
+class Spot:
+    """An SAE in its place."""
+
+    reads: Site
+    writes: Site
+    """Where its output belongs: `reads` itself, unless it is a transcoder."""
+    sae: SAE
+
+
 # --- the first pass: vectors ----------------------------------------------------------------------
 
 
@@ -199,7 +217,8 @@ class Statistics:
     """Sums over the rows of one site and its SAE."""
 
     def __init__(self, sae: SAE, n_contexts: int, device: torch.device) -> None:
-        self.moments = StreamingMoments(sae.d_in, device=device)
+        self.sae = sae
+        self.moments = StreamingMoments(sae.d_out, device=device)
         self.n_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         # Sums over rows, by context: what intervals are made of.
         self.n_rows = torch.zeros(n_contexts, dtype=torch.float64, device=device)
@@ -208,20 +227,26 @@ class Statistics:
         self.cosine, self.norm, self.recon_norm = torch.zeros(3, dtype=torch.float64, device=device)
 
     def update(
-        self, sae: SAE, acts: Float[Tensor, "rows d_in"], context: Int[Tensor, " rows"]
+        self,
+        read: Float[Tensor, "rows d_in"],
+        written: Float[Tensor, "rows d_out"],
+        context: Int[Tensor, " rows"],
     ) -> None:
-        """Take in the rows of some contexts, and which context each belongs to."""
-        self.moments.update(acts)
+        """Take in what the SAE reads and what it is to write in the rows of some contexts, and
+        which context each belongs to.
+        """
+        self.moments.update(written)
         self.n_rows += context.bincount(minlength=len(self.n_rows))
-        for x, where in zip(acts.split(SAE_ROWS), context.split(SAE_ROWS), strict=True):
-            code = sae.encode_rows(x)
-            recon = sae.decode(code)
+        chunks = (rows.split(SAE_ROWS) for rows in (read, written, context))
+        for x, target, where in zip(*chunks, strict=True):
+            code = self.sae.encode_rows(x)
+            recon = self.sae.reconstruct(x, code)
             l0, n_fired = _count(code)
             self.n_fired += n_fired
             self.l0.index_add_(0, where, l0.double())
-            self.squared_error.index_add_(0, where, (x - recon).double().square().sum(-1))
-            self.cosine += cosine_rows(x, recon).double().sum()
-            self.norm += x.norm(dim=-1).double().sum()
+            self.squared_error.index_add_(0, where, (target - recon).double().square().sum(-1))
+            self.cosine += cosine_rows(target, recon).double().sum()
+            self.norm += target.norm(dim=-1).double().sum()
             self.recon_norm += recon.norm(dim=-1).double().sum()
 
     def frequency(self) -> Float[Tensor, " d_sae"]:
@@ -258,30 +283,30 @@ class Effects:
 def _effects(
     subject: Subject,
     passes: Passes,
-    saes: Mapping[Site, SAE],
+    spots: Sequence[Spot],
     means: Mapping[Site, Tensor],
     contexts: Int[Tensor, "batch pos"],
     progress: Progress,
 ) -> dict[Site, Effects]:
-    """Run the model on from every site with its activations replaced."""
-    parts: dict[Site, list[tuple[Tensor, ...]]] = {site: [] for site in saes}
+    """Run the model on with the activations at every site written replaced."""
+    parts: dict[Site, list[tuple[Tensor, ...]]] = {spot.reads: [] for spot in spots}
     for tokens in contexts.split(subject.contexts_per_pass(contexts.shape[1])):
         tokens = tokens.to(subject.device)
         counts = passes.counting(tokens)
         scored = Scored(tokens, counts)
-        run = subject.model.run(tokens, capture=passes.sites)
-        assert run.logits is not None
-        clean = CleanPredictions(scored, run.logits)
-        for site, sae in saes.items():
-            acts = run.acts[site]
-            rows = acts.flatten(2)[counts].float()
-            recon = torch.cat([sae(x) for x in rows.split(SAE_ROWS)]) if len(rows) else rows
-            sums = []
-            for stand_in in (recon, means[site].new_zeros(sae.d_in), means[site]):
-                spliced = replaced(acts, counts, stand_in)
-                sums.append(clean.compare(logits_with(subject.model, tokens, site, spliced)))
-            (ce, kl), (ce_zero, _), (ce_mean, _) = sums
-            parts[site].append((scored.n_positions, clean.ce, ce, ce_zero, ce_mean, kl))
+        clean = CleanRun(subject.model, tokens, counts, capture=passes.sites)
+        ce_clean = scored.cross_entropy(clean.predictions)
+        for spot in spots:
+            rows = clean.select(clean.acts[spot.reads]).float()
+            recon = torch.cat([spot.sae(x) for x in rows.split(SAE_ROWS)])
+            mean = means[spot.reads]
+            spliced, zero, to_mean = (
+                Predictions(flat_logits(clean.spliced(spot.writes, stand_in)))
+                for stand_in in (recon, torch.zeros_like(mean), mean)
+            )
+            ce = [scored.cross_entropy(one) for one in (spliced, zero, to_mean)]
+            kl = scored.by_context(clean.predictions.kl(spliced))
+            parts[spot.reads].append((scored.n_positions, ce_clean, *ce, kl))
             progress.update(tokens.numel())
     return {
         site: Effects(*(torch.cat(column) for column in zip(*rows, strict=True)))
@@ -291,59 +316,29 @@ def _effects(
 
 @final
 class Scored:
-    """Which positions of some contexts are scored, and on what next token."""
+    """Which positions of some contexts are scored: those that count and have a next token."""
 
     def __init__(self, tokens: Int[Tensor, "batch pos"], counts: Bool[Tensor, "batch pos"]) -> None:
         self.mask = counts.clone()
         self.mask[:, -1] = False
-        self.targets = tokens[:, 1:][self.mask[:, :-1]]
-        self.context = self.mask.nonzero()[:, 0]
+        # Behind the last token comes nothing; what stands there is not scored.
+        self.targets = tokens.roll(-1, dims=1).flatten()
         self.n_positions = self.mask.sum(1).double()
         """How many positions are scored, by context."""
 
     def by_context(self, values: Float[Tensor, " positions"]) -> Float[Tensor, " batch"]:
-        """The sum of each context, float64."""
-        sums = torch.zeros_like(self.n_positions)
-        return sums.index_add_(0, self.context, values.double())
+        """The sum of each context over its scored positions, float64; `values` has them all."""
+        return values.double().view(self.mask.shape).where(self.mask, 0.0).sum(1)
 
-
-@final
-class CleanPredictions:
-    """The model's own next-token distributions, to compare others with.
-
-    With p the clean probabilities, l and m the clean and other logits,
-    KL = sum_v p_v (l_v - m_v) + logsumexp(m) - logsumexp(l): equal logits give exactly 0, and the
-    clean side is computed once for all that is compared with it.
-    """
-
-    def __init__(self, scored: Scored, logits: Float[Tensor, "batch pos vocab"]) -> None:
-        self.scored = scored
-        self.logits = logits[scored.mask].float()
-        self.normalisers = torch.cat([rows.logsumexp(-1) for rows in self.logits.split(LOGIT_ROWS)])
-        self.p = self.logits.softmax(-1)
-        right = self.logits.gather(-1, scored.targets[:, None])[:, 0]
-        self.ce = scored.by_context(self.normalisers - right)
-        """Cross-entropy in nats, summed by context."""
-
-    def compare(
-        self, logits: Float[Tensor, "batch pos vocab"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Cross-entropy of `logits`, and KL(clean || these), in nats, summed by context."""
-        ce, kl = [], []
-        other_rows = logits[self.scored.mask].float()
-        own = (self.logits, self.p, self.normalisers, self.scored.targets)
-        chunks = (tensor.split(LOGIT_ROWS) for tensor in (*own, other_rows))
-        for clean, p, normaliser, target, rows in zip(*chunks, strict=True):
-            other = rows.logsumexp(-1)
-            ce.append(other - rows.gather(-1, target[:, None])[:, 0])
-            kl.append(torch.linalg.vecdot(p, clean - rows) + (other - normaliser))
-        return self.scored.by_context(torch.cat(ce)), self.scored.by_context(torch.cat(kl))
+    def cross_entropy(self, predictions: Predictions) -> Float[Tensor, " batch"]:
+        """In nats, summed by context."""
+        return self.by_context(predictions.cross_entropy(self.targets))
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _row(site: Site, statistics: Statistics, effects: Effects, *, seed: int) -> dict[str, Any]:
+def _row(spot: Spot, statistics: Statistics, effects: Effects, *, seed: int) -> dict[str, Any]:
     """A site's row; see the module's docstring for the columns."""
     n_rows, n_positions = statistics.moments.count, effects.n_positions.sum()
     frequency = statistics.frequency()
@@ -360,7 +355,7 @@ def _row(site: Site, statistics: Statistics, effects: Effects, *, seed: int) -> 
     }
     intervals = {name: bootstrap_interval(v, seed=seed) for name, v in by_context.items()}
     return {
-        "site": site,
+        "site": spot.reads,
         "l0": intervals["l0"].estimate,
         "fvu": intervals["fvu"].estimate,
         "cosine": (statistics.cosine / n_rows).item(),
@@ -375,6 +370,7 @@ def _row(site: Site, statistics: Statistics, effects: Effects, *, seed: int) -> 
         "delta_ce": intervals["delta_ce"].estimate,
         "kl": intervals["kl"].estimate,
         "ce_recovered_mean": _recovered(ce_clean, ce_spliced, ce_mean),
+        "writes": spot.writes,
         **{
             f"{name}_{side}": getattr(interval, side)
             for name, interval in intervals.items()

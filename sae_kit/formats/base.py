@@ -44,6 +44,9 @@ class SAEInfo:
     d_in: int
     """Width of its input."""
 
+    d_out: int | None
+    """Width of what a transcoder reconstructs; None = an autoencoder."""
+
     site: str | None
     """The site it was trained on, if the file says so."""
 

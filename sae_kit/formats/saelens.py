@@ -1,24 +1,26 @@
 """The SAELens layout: our native one, and through SAELens that of SAEBench and Neuronpedia.
 
     cfg.json                 architecture, widths, and under `metadata` where the SAE comes from
-    sae_weights.safetensors  W_enc [d_in d_sae], W_dec [d_sae d_in], b_enc, b_dec
+    sae_weights.safetensors  W_enc [d_in d_sae], W_dec [d_sae d_out], b_dec [d_out], and
+                             b_enc [d_sae], or of a gated SAE b_gate, b_mag, r_mag [d_sae];
+                             of a jumprelu SAE threshold [d_sae]; W_skip [d_out d_in] if it has one
     sparsity.safetensors     optional; `sparsity` [d_sae] = log10(firing frequency + 1e-10)
 
-Written: the inference layout of SAELens 6. Under `metadata.sae_kit` we keep our own config, so that
-an SAE comes back as the architecture that was trained. Read: that layout, and the older one, which
-is flat and has other names and defaults.
+Written is what computes the outputs: a BatchTopK SAE, say, is written as the jumprelu SAE that it
+is once trained. See formats/saelens_config.py for cfg.json, and for how an SAE comes back as what
+it was.
 
 A file that asks for something whose outputs we would not reproduce (input normalisation, another
 architecture, ...) is refused, never reinterpreted.
 
-Limits: standard (relu) and topk architectures; half-precision weights are widened to float32.
+Limits: standard, topk, jumprelu and gated architectures, as autoencoders or transcoders;
+half-precision weights are widened to float32.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -26,26 +28,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_kit.checkpoint import save_tensors, write_atomic
-from sae_kit.config import from_node, to_dict
 from sae_kit.formats.base import Format, SAEInfo
-from sae_kit.sae import SAE, SAEConfig
+from sae_kit.formats.saelens_config import (
+    RESCALE,
+    Plain,
+    contents_for,
+    plain_of,
+    provenance,
+    read_contents,
+    refuse,
+)
+from sae_kit.sae import SAE
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 
-# Our word for a plain architecture -> SAELens' word, and the fields that it alone has. Fields have
-# the same names in both.
-ARCHITECTURES = {"relu": "standard", "topk": "topk"}
-OWN_FIELDS = {"topk": ("k",)}
-
-# What we write and understand of each setting that changes outputs; other values are refused.
-NEUTRAL = {
-    "normalize_activations": "none",
-    "reshape_activations": "none",
-    "rescale_acts_by_decoder_norm": False,
-}
-
-# SAELens reads files without a version, or with one below 6, by the rules of its older layout.
-LAYOUT_VERSION = "6.0.0"
+# Our names of tensors that the file names otherwise, by plain architecture.
+RENAMED = {"gated": {"b_enc": "b_gate"}}
 
 FLOATS = {
     "F64": torch.float64,
@@ -65,31 +63,48 @@ class SAELensFormat(Format, name="saelens"):
 
     def inspect(self, folder: Path) -> SAEInfo:
         """See inspect_sae."""
-        contents = _read_config(folder / CONFIG)
-        told, d_in = _settings(contents, folder / CONFIG)
-        config, metadata = _provenance(contents, told, folder / CONFIG)
+        contents = read_contents(folder / CONFIG)
+        plain = plain_of(contents, folder / CONFIG)
+        config, metadata = provenance(contents, plain, folder / CONFIG)
         tensors = _read_header(folder / WEIGHTS)
-        _check_tensors(tensors, d_in, told["d_sae"], folder / WEIGHTS)
-        site = metadata.get("hook_name")
-        return SAEInfo(folder, self.name, config, d_in, site, metadata, tensors)
+        _check_tensors(tensors, plain, folder / WEIGHTS)
+        return SAEInfo(
+            path=folder,
+            format=self.name,
+            config=config,
+            d_in=plain.d_in,
+            d_out=plain.d_out,
+            site=metadata.get("hook_name"),
+            metadata=metadata,
+            tensors=tensors,
+        )
 
     def load(self, folder: Path) -> SAE:
         """See load_sae."""
         info = self.inspect(folder)
+        contents = read_contents(folder / CONFIG)
+        plain = plain_of(contents, folder / CONFIG)
         # Every drawn weight is overwritten below; a generator of its own spares the global one.
-        sae = info.config.build(info.d_in, generator=torch.Generator().manual_seed(0))
-        told, _ = _settings(_read_config(folder / CONFIG), folder / CONFIG)
-        if told != (ours := _plain_settings(sae)):
-            _refuse(folder / CONFIG, f"metadata.sae_kit makes {ours} of {told}", "undo the edit")
+        sae = info.config.build(info.d_in, info.d_out, generator=torch.Generator().manual_seed(0))
+        if plain != (ours := Plain.of(sae)):
+            refuse(
+                folder / CONFIG,
+                f"metadata.sae_kit makes {ours.settings} of {plain.settings}",
+                "undo the edit",
+            )
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in info.tensors}
-        _check_scaling_factor(stored.pop("scaling_factor", None), folder / WEIGHTS)
         for name, tensor in stored.items():
             if not tensor.isfinite().all():
-                _refuse(folder / WEIGHTS, f"{name} holds NaN or infinity", "train or save it again")
+                refuse(folder / WEIGHTS, f"{name} holds NaN or infinity", "train or save it again")
+        _check_scaling_factor(stored.pop("scaling_factor", None), folder / WEIGHTS)
         if torch.float64 in {tensor.dtype for tensor in stored.values()}:
             sae = sae.double()
-        sae.load_weights(stored)
+        names = {theirs: ours for ours, theirs in RENAMED.get(plain.arch, {}).items()}
+        weights = {names.get(name, name): tensor for name, tensor in stored.items()}
+        sae.load_weights(weights)
+        if contents.get(RESCALE):
+            _fold_norms(sae, folder / WEIGHTS)
         sae.metadata = dict(info.metadata)
         return sae
 
@@ -102,7 +117,9 @@ class SAELensFormat(Format, name="saelens"):
         sparsity: Float[Tensor, " d_sae"] | None,
     ) -> None:
         """See save_sae."""
-        config, weights = _their_config(sae, metadata), sae.inference().weights
+        config, plain = contents_for(sae, metadata), sae.inference()
+        names = RENAMED.get(plain.arch, {})
+        weights = {names.get(name, name): tensor for name, tensor in plain.weights.items()}
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{name}: holds NaN or infinity; save an earlier checkpoint")
@@ -122,166 +139,6 @@ class SAELensFormat(Format, name="saelens"):
         write_atomic(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False) + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Width:
-    d_in: int
-
-    def __post_init__(self) -> None:
-        if self.d_in < 1:
-            raise ValueError(f"d_in: {self.d_in} is no width; give a positive integer")
-
-
-def _fields(arch: str) -> tuple[str, ...]:
-    """The fields of cfg.json that decide the outputs of a plain architecture."""
-    return ("d_sae", "apply_b_dec_to_input", *OWN_FIELDS.get(arch, ()))
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def _plain_settings(sae: SAE) -> dict[str, Any]:
-    """The plain architecture that computes the outputs: our word for it and all its fields."""
-    plain = sae.inference()
-    return {
-        "arch": plain.arch,
-        "d_sae": sae.d_sae,
-        "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
-        **plain.fields,
-    }
-
-
-def _their_config(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    settings = _plain_settings(sae)
-    arch = settings.pop("arch")
-    if arch not in ARCHITECTURES or settings.keys() != set(_fields(arch)):
-        raise ValueError(
-            f"arch: SAELens cannot express {arch!r} with {settings}; "
-            f"it can express {', '.join(ARCHITECTURES)}"
-        )
-    theirs = {
-        "architecture": ARCHITECTURES[arch],
-        "d_in": sae.d_in,
-        "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
-        "device": "cpu",
-        **settings,
-        "normalize_activations": NEUTRAL["normalize_activations"],
-        "reshape_activations": NEUTRAL["reshape_activations"],
-        "metadata": {
-            **metadata,
-            "sae_lens_version": LAYOUT_VERSION,
-            "sae_kit": {"sae": to_dict(sae.config)},
-        },
-    }
-    if arch == "topk":
-        theirs["rescale_acts_by_decoder_norm"] = NEUTRAL["rescale_acts_by_decoder_norm"]
-    try:
-        json.dumps(theirs, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata: {error}; give JSON values only") from error
-    return theirs
-
-
-# --- reading the config ---------------------------------------------------------------------------
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The contents of cfg.json, in terms of today's layout."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        _refuse(path, "is missing", f"put it beside {WEIGHTS}")
-    except (OSError, ValueError) as error:
-        _refuse(path, f"cannot be read as JSON ({error})", "download or copy it again")
-    if not isinstance(config, dict):
-        _refuse(path, "is not a JSON object", "give the cfg.json that SAELens wrote")
-    return _modernised(config, path) if _is_old(config) else config
-
-
-def _is_old(config: Mapping[str, Any]) -> bool:
-    metadata = config.get("metadata")
-    nested = metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
-    version = config.get("sae_lens_version") or nested
-    return not version or int(str(version).split(".")[0]) < 6
-
-
-RENAMED = {
-    "hook_point": "hook_name",
-    "hook_point_head_index": "hook_head_index",
-    "activation_fn_str": "activation_fn",
-}
-
-# Keys of the flat layout that say how outputs are computed; all others are where it comes from.
-OLD_SETTINGS = (
-    "architecture",
-    "d_in",
-    "d_sae",
-    "dtype",
-    "device",
-    "apply_b_dec_to_input",
-    "normalize_activations",
-    "reshape_activations",
-    "activation_fn",
-    "activation_fn_kwargs",
-)
-
-
-def _modernised(old: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A config of the older, flat layout in terms of today's."""
-    flat = {RENAMED.get(key, key): value for key, value in old.items()}
-    metadata = {key: value for key, value in flat.items() if key not in OLD_SETTINGS}
-    metadata.setdefault("prepend_bos", True)
-    new = {key: flat[key] for key in OLD_SETTINGS if flat.get(key) is not None}
-    activation = new.pop("activation_fn", "relu")
-    settings = new.pop("activation_fn_kwargs", {})
-    if activation == "topk":
-        new |= {"architecture": "topk", "k": settings.get("k")}
-    elif activation != "relu":
-        _refuse(path, f"activation_fn is {activation!r}", "only relu and topk can be opened")
-    normalise = new.get("normalize_activations")
-    if isinstance(normalise, bool):
-        new["normalize_activations"] = "expected_average_only_in" if normalise else "none"
-    if "hook_z" in str(metadata.get("hook_name", "")):
-        new.setdefault("reshape_activations", "hook_z")
-    return {"architecture": "standard", **new, "metadata": metadata}
-
-
-def _settings(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], int]:
-    """What the file tells every reader: the plain architecture as in _plain_settings, and d_in."""
-    for key, value in NEUTRAL.items():
-        if config.get(key, value) not in (value, None):
-            _refuse(path, f"{key} is {config[key]!r}", f"only {value!r} can be opened")
-    theirs = config.get("architecture")
-    arch = {word: ours for ours, word in ARCHITECTURES.items()}.get(str(theirs))
-    if arch is None:
-        known = ", ".join(ARCHITECTURES.values())
-        _refuse(path, f"architecture is {theirs!r}", f"only {known} can be opened")
-    given = {"apply_b_dec_to_input": True, **config}
-    settings = {"arch": arch} | {field: given.get(field) for field in _fields(arch)}
-    try:
-        from_node(SAEConfig, settings)
-        return settings, from_node(_Width, {"d_in": config.get("d_in")}).d_in
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _provenance(
-    config: Mapping[str, Any], told: Mapping[str, Any], path: Path
-) -> tuple[SAEConfig, dict[str, Any]]:
-    """The config the SAE was trained with, as far as the file says, and its metadata."""
-    metadata = dict(config.get("metadata") or {})
-    own = metadata.pop("sae_kit", None)
-    if own is None:
-        return from_node(SAEConfig, told), metadata
-    metadata.pop("sae_lens_version", None)  # of the layout we wrote, not of anything the SAE met
-    try:
-        return from_node(SAEConfig, own.get("sae"), where="metadata.sae_kit.sae"), metadata
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-# --- reading the weights --------------------------------------------------------------------------
-
-
 def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each tensor in the file, without reading them."""
     try:
@@ -291,25 +148,20 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
             }
     except FileNotFoundError:
-        _refuse(path, "is missing", f"put it beside {CONFIG}")
+        refuse(path, "is missing", f"put it beside {CONFIG}")
     except (OSError, SafetensorError) as error:
-        _refuse(path, f"is damaged or cut short ({error})", "download or copy it again")
+        refuse(path, f"is damaged or cut short ({error})", "download or copy it again")
 
 
 def _check_tensors(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], d_in: int, d_sae: int, path: Path
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], plain: Plain, path: Path
 ) -> None:
-    expected = {
-        "W_enc": (d_in, d_sae),
-        "W_dec": (d_sae, d_in),
-        "b_enc": (d_sae,),
-        "b_dec": (d_in,),
-    }
-    optional = {"scaling_factor": (d_sae,)}  # of the older layout; checked to be all ones
+    expected = _expected(plain)
+    optional = {"scaling_factor": (plain.settings["d_sae"],)}  # of the older layout; see below
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys() - optional.keys())
     if missing or extra:
-        _refuse(
+        refuse(
             path,
             f"missing tensors {missing}, unknown tensors {extra}",
             f"it must hold {sorted(expected)}; see whether {CONFIG} names the right architecture",
@@ -317,18 +169,42 @@ def _check_tensors(
     for name, (dtype, shape) in tensors.items():
         wanted = (expected | optional)[name]
         if shape != wanted:
-            what = f"{name} has shape {shape}, but d_in={d_in} and d_sae={d_sae} make it {wanted}"
-            _refuse(path, what, f"see whether it belongs to this {CONFIG}")
+            widths = f"d_in={plain.d_in} and d_sae={plain.settings['d_sae']}"
+            widths += "" if plain.d_out is None else f" and d_out={plain.d_out}"
+            what = f"{name} has shape {shape}, but {widths} make it {wanted}"
+            refuse(path, what, f"see whether it belongs to this {CONFIG}")
         if dtype not in FLOATS:
-            _refuse(path, f"{name} has type {dtype}", f"it must be one of {', '.join(FLOATS)}")
+            refuse(path, f"{name} has type {dtype}", f"it must be one of {', '.join(FLOATS)}")
+
+
+def _expected(plain: Plain) -> dict[str, tuple[int, ...]]:
+    """The file's tensors and their shapes."""
+    d_in, d_out, d_sae = plain.d_in, plain.d_out or plain.d_in, plain.settings["d_sae"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_in, d_sae),
+        "W_dec": (d_sae, d_out),
+        "b_dec": (d_out,),
+    }
+    own = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
+    shapes |= dict.fromkeys(own.get(plain.arch, ("b_enc",)), (d_sae,))
+    if plain.settings["skip"]:
+        shapes["W_skip"] = (d_out, d_in)
+    return shapes
 
 
 def _check_scaling_factor(factor: Tensor | None, path: Path) -> None:
     if factor is not None and not (factor == 1).all():
-        _refuse(
+        refuse(
             path, "scaling_factor is not all ones", "fold it into W_dec and remove it from the file"
         )
 
 
-def _refuse(path: Path, what: str, remedy: str) -> NoReturn:
-    raise ValueError(f"{path}: {what}; {remedy}")
+@torch.no_grad()
+def _fold_norms(sae: SAE, path: Path) -> None:
+    """Take a rescaling by decoder norms into the weights: codes and outputs stay the same."""
+    norms = torch.linalg.vector_norm(sae.W_dec, dim=-1)
+    if not norms.all():
+        refuse(path, f"{RESCALE} divides by decoder rows of norm 0", "train or save it again")
+    sae.encoder_rows.mul_(norms[:, None])
+    sae.b_enc.mul_(norms)
+    sae.W_dec.div_(norms[:, None])

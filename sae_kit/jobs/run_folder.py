@@ -36,7 +36,7 @@ class Outcome:
     """What a search over settings minimises, where the task has such a thing."""
 
 
-PRIMARY = {"saes": "train", "language_model": "language_model"}
+PRIMARY = {"saes": "train", "language_model": "language_model", "cache": "cache"}
 """The primary config of each task."""
 
 

@@ -5,13 +5,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sae_kit.jobs.cache_activations import cache_activations
 from sae_kit.jobs.run_folder import Outcome, leaving_no_empty_folder, resumed_run, start_run
 from sae_kit.jobs.train_language_model import train_language_model
 from sae_kit.jobs.train_saes import train_saes
 
 Job = Callable[..., Outcome]
 
-JOBS: dict[str, Job] = {"saes": train_saes, "language_model": train_language_model}
+JOBS: dict[str, Job] = {
+    "saes": train_saes,
+    "language_model": train_language_model,
+    "cache": cache_activations,
+}
 
 
 def train(cfg: DictConfig) -> Outcome:

@@ -1,13 +1,17 @@
-"""The main job: one SAE per site, trained, saved, measured on held-out text."""
+"""The main job: an SAE for every site, or a transcoder for every pair of sites, trained, saved and
+measured on held-out text.
+"""
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from sae_kit.config import from_node, to_dict
-from sae_kit.data.activations import ActivationsConfig
+from sae_kit.data.activations import ActivationsConfig, ActivationSource
+from sae_kit.data.contexts import open_contexts
 from sae_kit.data.tokens import TokensConfig, check_context
 from sae_kit.dist import world
 from sae_kit.evals.base import Subject
@@ -15,7 +19,7 @@ from sae_kit.evals.core import Core
 from sae_kit.formats.base import SAES_FOLDER, save_sae
 from sae_kit.jobs.run_folder import Outcome, record_start
 from sae_kit.log import LoggerConfig
-from sae_kit.models.hooks import Site, match_sites
+from sae_kit.models.hooks import Site, match_sites, pair_sites
 from sae_kit.models.pretrained import LanguageModel, ModelConfig
 from sae_kit.result import Result
 from sae_kit.sae.base import SAEConfig
@@ -36,6 +40,9 @@ class TrainSAEs:
 
     task: str
     sites: str | tuple[str, ...]
+    """Patterns of the sites that SAEs read, one SAE each."""
+    writes: str | tuple[str, ...] | None = None
+    """For transcoders, patterns of the sites that they write, as many; null = autoencoders."""
     model: ModelConfig
     data: TokensConfig
     activations: ActivationsConfig
@@ -53,10 +60,10 @@ def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome
     """
     config = from_node(TrainSAEs, values)
     subject = config.model.build()
-    sites = match_sites(config.sites, subject.model.sites())
     check_context(config.data.context_size, subject.model.n_ctx)
     stopwatch = Stopwatch()
-    trainer = build_trainer(config, subject, sites, stopwatch)
+    trainer = build_trainer(config, subject, stopwatch)
+    sites = list(trainer.saes)
     # One context, so that a lack of held-out text shows now and not after the training.
     _subject(config, subject, trainer).contexts(1)
     record_start(folder, values)
@@ -74,27 +81,52 @@ def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome
     return Outcome(stopped, score)
 
 
-def build_trainer(
-    config: TrainSAEs, subject: LanguageModel, sites: list[Site], stopwatch: Stopwatch
-) -> Trainer:
+def build_trainer(config: TrainSAEs, subject: LanguageModel, stopwatch: Stopwatch) -> Trainer:
     """The trainer of a run at its start, its data opened but nothing computed yet."""
-    seed = config.trainer.seed
-    tokens = config.data.open(subject.tokenizer, split="train", world=world(), seed=seed)
-    source = config.activations.open(
-        subject.model,
-        sites,
-        tokens,
-        batch_rows=config.trainer.batch_rows,
-        special_ids=[subject.tokenizer.eot_id],
-        seed=seed,
-        stopwatch=stopwatch,
+    known = subject.model.sites()
+    writes = (
+        {site: site for site in match_sites(config.sites, known)}
+        if config.writes is None
+        else pair_sites(config.sites, config.writes, known)
     )
     return Trainer(
         config.trainer,
         config.sae,
         config.objective,
-        source,
+        _open_source(config, subject, writes, stopwatch),
+        writes=writes,
         device=subject.model.device,
+        stopwatch=stopwatch,
+    )
+
+
+def _open_source(
+    config: TrainSAEs, subject: LanguageModel, writes: Mapping[Site, Site], stopwatch: Stopwatch
+) -> ActivationSource:
+    """The activations of all sites read or written, at their start."""
+    model, seed = subject.model, config.trainer.seed
+    sites = list(dict.fromkeys([*writes, *writes.values()]))
+    observed = config.objective.observes(writes.values(), model.sites())
+    tokens = config.data.open(subject.tokenizer, split="train", world=world(), seed=seed)
+    special_ids = [subject.tokenizer.eot_id]
+    if config.objective.needs_contexts:
+        return open_contexts(
+            config.activations,
+            model,
+            sites,
+            tokens,
+            observed=observed,
+            batch_rows=config.trainer.batch_rows,
+            special_ids=special_ids,
+            stopwatch=stopwatch,
+        )
+    return config.activations.open(
+        model,
+        sites,
+        tokens,
+        batch_rows=config.trainer.batch_rows,
+        special_ids=special_ids,
+        seed=seed,
         stopwatch=stopwatch,
     )
 
@@ -104,10 +136,11 @@ def export(config: TrainSAEs, subject: LanguageModel, trainer: Trainer, folder: 
     for site, sae in trainer.saes.items():
         scales = trainer.source.scales
         sae.fold_scales(scales[site], scales[trainer.writes[site]])
+        sae.metadata = _metadata(config, subject, trainer, site)
         save_sae(
             sae,
             folder / SAES_FOLDER / site,
-            metadata=_metadata(config, subject, trainer, site),
+            metadata=sae.metadata,
             sparsity=trainer.firing[site].frequency(),
         )
 
@@ -117,9 +150,11 @@ def _metadata(
 ) -> dict[str, Any]:
     """What SAELens' files say about an SAE, and under `training` what they have no word for."""
     source, dropped_ids = trainer.source, [subject.tokenizer.eot_id]
+    written = trainer.writes[site]
     return {
         "model_name": subject.name,
         "hook_name": site,
+        **({"hook_name_out": written} if written != site else {}),
         "context_size": config.data.context_size,
         "prepend_bos": config.data.prepend_bos,
         "seqpos_slice": [1 if source.drop_first_position else None, None],
@@ -134,6 +169,7 @@ def _metadata(
             "trainer": to_dict(config.trainer),
             "model_revision": subject.revision,
             "folded_input_scale": source.scales[site],
+            **({"folded_output_scale": source.scales[written]} if written != site else {}),
         },
     }
 

@@ -119,10 +119,17 @@ def check_sites(sites: Iterable[Site], known: Collection[Site], what: str) -> No
             raise ValueError(f"{what}: the model has no site {site!r}; nearest: {close}")
 
 
-def match_sites(patterns: str | Iterable[str], known: Collection[Site]) -> list[Site]:
+def match_sites(
+    patterns: str | Iterable[str], known: Collection[Site], *, what: str = "sites"
+) -> list[Site]:
     """The sites that match any of the patterns, in the model's order.
 
     A pattern is a site's name, with `*` for any run of characters ("blocks.*.hook_resid_pre").
+
+    Args:
+        patterns: one or several.
+        known: every site of the model.
+        what: the config field that the patterns are from, for messages.
 
     Raises:
         ValueError: a pattern matches nothing; the message names the nearest sites.
@@ -130,7 +137,7 @@ def match_sites(patterns: str | Iterable[str], known: Collection[Site]) -> list[
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise ValueError(
-            "sites: the list is empty; give at least one, such as 'blocks.*.hook_resid_pre'"
+            f"{what}: the list is empty; give at least one, such as 'blocks.*.hook_resid_pre'"
         )
     found: set[Site] = set()
     for pattern in patterns:
@@ -140,10 +147,37 @@ def match_sites(patterns: str | Iterable[str], known: Collection[Site]) -> list[
             erased = {re.sub(r"\d+", "*", site) for site in known}
             close = nearest(pattern, known) or nearest(pattern, erased) or list(known)[:3]
             raise ValueError(
-                f"sites: {pattern!r} matches no site of the model; nearest: {', '.join(close)}"
+                f"{what}: {pattern!r} matches no site of the model; nearest: {', '.join(close)}"
             )
         found.update(hits)
     return [site for site in known if site in found]
+
+
+def pair_sites(
+    reads: str | Iterable[str], writes: str | Iterable[str], known: Collection[Site]
+) -> dict[Site, Site]:
+    """For transcoders: which site each one writes, by the site it reads.
+
+    Both patterns are matched as by `match_sites`; the first site read goes with the first one
+    written, and so on. A site is written after it is read.
+
+    Raises:
+        ValueError: a pattern matches nothing, or the sites do not pair so.
+    """
+    sources, targets = match_sites(reads, known), match_sites(writes, known, what="writes")
+    if len(sources) != len(targets):
+        raise ValueError(
+            f"writes: {len(targets)} sites match, but {len(sources)} are read; give as many: "
+            "sites=blocks.*.ln2.hook_normalized writes=blocks.*.hook_mlp_out"
+        )
+    place = {site: i for i, site in enumerate(known)}
+    for source, target in zip(sources, targets, strict=True):
+        if place[target] <= place[source]:
+            raise ValueError(
+                f"writes: {target} does not come after {source}, with which it is paired; give "
+                "later sites, or writes=null for autoencoders"
+            )
+    return dict(zip(sources, targets, strict=True))
 
 
 class Stopped(Exception):

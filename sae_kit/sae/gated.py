@@ -34,6 +34,9 @@ from sae_kit.sae.l1 import L1Config
 class GatedConfig(L1Config, arch="gated"):
     """A Gated SAE."""
 
+    l1_coefficient: float = 2.0
+    """Weight of the penalty, in units of the activation (mean input norm sqrt(d_in))."""
+
     def build(
         self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
     ) -> "GatedSAE":
@@ -105,5 +108,5 @@ class GatedSAE(SAE):
 
     def _init_latents(self, x: Float[Tensor, "rows d_in"]) -> None:
         """Few latents are active at the start, with magnitudes equal to the gates."""
-        self.b_enc -= active.start_level(self._centred(x), self.encoder_rows, self.b_enc)
+        self.b_enc.sub_(active.start_level(self._centred(x), self.encoder_rows, self.b_enc))
         self.b_mag.copy_(self.b_enc * self.r_mag.exp())

@@ -131,7 +131,7 @@ class JumpReLUSAE(SAE):
         """Low thresholds, and biases by which few latents are active."""
         self.threshold.fill_(INITIAL_THRESHOLD)
         level = active.start_level(self._centred(x), self.encoder_rows, self.b_enc)
-        self.b_enc += INITIAL_THRESHOLD - level
+        self.b_enc.add_(INITIAL_THRESHOLD - level)
 
 
 class _Jump(torch.autograd.Function):

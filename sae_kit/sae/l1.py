@@ -17,7 +17,7 @@ from sae_kit.sae.base import Moment, SAEConfig
 class L1Config(SAEConfig, ABC):
     """A penalty on the sum of a row's activations, or on something measured against it."""
 
-    l1_coefficient: float = 2.0
+    l1_coefficient: float = 2.5
     """Weight of the penalty, in units of the activation (mean input norm sqrt(d_in))."""
 
     l1_warmup: float = 0.3

@@ -79,4 +79,4 @@ class ReLUSAE(SAE):
 
     def _init_latents(self, x: Float[Tensor, "rows d_in"]) -> None:
         """Few latents are active at the start."""
-        self.b_enc -= active.start_level(self._centred(x), self.encoder_rows, self.b_enc)
+        self.b_enc.sub_(active.start_level(self._centred(x), self.encoder_rows, self.b_enc))

@@ -26,6 +26,7 @@ from sae_kit.sae.base import SAE, Inference, Losses, Moment, TrainOutput
 from sae_kit.sae.code import SparseCode
 from sae_kit.sae.l1 import L1Config
 
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class WeightedReLUConfig(L1Config, arch="relu_weighted"):
@@ -83,4 +84,4 @@ class WeightedReLUSAE(SAE):
 
     def _init_latents(self, x: Float[Tensor, "rows d_in"]) -> None:
         """Few latents are active at the start."""
-        self.b_enc -= active.start_level(self._centred(x), self.encoder_rows, self.b_enc)
+        self.b_enc.sub_(active.start_level(self._centred(x), self.encoder_rows, self.b_enc))

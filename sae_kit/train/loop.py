@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, NoReturn, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class TrainingError(RuntimeError):
     """
 
 
+class Diverged(RuntimeError):
+    """Raised by a task on a measured step that went wrong; the message names the part and how."""
+
+
 @runtime_checkable
 class Task(Protocol):
     """What a loop drives: something trainable, one step at a time."""
@@ -46,6 +50,9 @@ class Task(Protocol):
     def step(self, step: int, *, measure: bool) -> Metrics:
         """Take optimiser step number `step` (from 0); returns "loss", and if `measure` all there is
         to log.
+
+        Raises:
+            Diverged: what was measured shows that going on is pointless.
         """
         ...
 
@@ -128,13 +135,15 @@ class Loop:
         while self.n_done < plan.n_steps:
             last = self.n_done + 1 == plan.n_steps
             due = last or (self.n_done + 1) % plan.log_every == 0
-            metrics = self.task.step(self.n_done, measure=due)
+            saving = last or (self.n_done + 1) % plan.checkpoint_every == 0
+            # What is about to be saved is measured too: nothing that has diverged is kept.
+            metrics = self._step(measure=due or saving)
             self.n_done += 1
             if due:
                 shown = self._log(metrics, loggers)
             progress.update(self.task.n_tokens_per_step, **shown)
             stopping = bool(received)  # once: a signal may come between two looks
-            if stopping or last or self.n_done % plan.checkpoint_every == 0:
+            if stopping or saving:
                 self._save(float(metrics["loss"]))
             if stopping:
                 name = received[0].name
@@ -142,6 +151,12 @@ class Loop:
                 log.warning("continue with: %s", self._continue())
                 return received[0]
         return None
+
+    def _step(self, *, measure: bool) -> Metrics:
+        try:
+            return self.task.step(self.n_done, measure=measure)
+        except Diverged as error:
+            self._give_up(f"{error} at step {self.n_done + 1}")
 
     def _log(self, metrics: Metrics, loggers: Sequence[Logger]) -> dict[str, float]:
         """Log the metrics; returns those to show beside the progress bar."""
@@ -156,11 +171,12 @@ class Loop:
             self._give_up(f"the loss is {loss} at step {self.n_done}")
 
     def _save(self, loss: float) -> None:
-        # The loss of this step was computed before its update, so the weights are checked as well.
-        self._check_finite(loss)
+        # The loss of this step was computed before its update, so the weights are checked as well;
+        # first, since they say where.
         state = self.task.state_dict()
         if (bad := _first_not_finite(state, "task")) is not None:
             self._give_up(f"{bad} is not finite after step {self.n_done}")
+        self._check_finite(loss)
         path = save_checkpoint(
             self.folder,
             self.n_done,
@@ -169,7 +185,7 @@ class Loop:
         )
         log.debug("saved %s", path)
 
-    def _give_up(self, what: str) -> None:
+    def _give_up(self, what: str) -> NoReturn:
         raise TrainingError(f"{what}; {self._kept()}. Start a new run: {self.plan.remedy}.")
 
     def _kept(self) -> str:

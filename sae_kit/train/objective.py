@@ -1,14 +1,13 @@
 """Objectives: what a code must explain. Independent of the architecture and of the sites.
 
 An objective turns a batch into parts, each with one scalar to differentiate and the sites it
-trains. The local objective has one part per site, so that each site's graph is freed before the
-next is built; an objective that runs the model through its SAEs would have a single part for all of
-them.
+trains. Those of this package have one part per site, so that each site's graph is freed before the
+next is built, and an SAE trained among several is the one trained alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from jaxtyping import Bool, Float
@@ -17,7 +16,7 @@ from torch import Tensor
 from sae_kit.config import Family
 from sae_kit.data.activations import Batch
 from sae_kit.models.hooks import Site
-from sae_kit.sae.base import SAE, Losses, Moment, TrainOutput
+from sae_kit.sae.base import SAE, Moment, TrainOutput
 
 
 @final
@@ -30,7 +29,12 @@ class SiteOutput:
     target: Float[Tensor, "rows d_out"]
     """The rows to reconstruct."""
     out: TrainOutput
-    losses: Losses
+    total: Float[Tensor, ""]
+    """The site's share of what is differentiated."""
+    terms: Mapping[str, Float[Tensor, ""]]
+    """What the total is the sum of, by name, detached: what is logged."""
+    measures: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """What else is worth logging, by name, detached."""
 
 
 @final
@@ -58,7 +62,20 @@ class Objective(Family, ABC, tag="name", package="sae_kit.train"):
     """What the SAEs are trained for."""
 
     needs_contexts: ClassVar[bool]
-    """Whether batches must be whole contexts, to run the model on: see `Batch.contexts`."""
+    """Whether batches must come with the model's runs on whole contexts: see `Batch.runs`."""
+
+    @abstractmethod
+    def observes(self, writes: Collection[Site], known: Collection[Site]) -> list[Site]:
+        """The sites whose activations in the model's own run are compared with, beside those that
+        the SAEs read and write.
+
+        Args:
+            writes: the sites that the SAEs write.
+            known: every site of the model, in the order of a run.
+
+        Raises:
+            ValueError: this objective has no meaning at one of the sites.
+        """
 
     @abstractmethod
     def parts(
@@ -86,6 +103,10 @@ class LocalObjective(Objective, name="local"):
 
     needs_contexts: ClassVar[bool] = False
 
+    def observes(self, writes: Collection[Site], known: Collection[Site]) -> list[Site]:
+        """None."""
+        return []
+
     def parts(
         self,
         trained: Sequence[Trained],
@@ -99,4 +120,5 @@ class LocalObjective(Objective, name="local"):
             x, target = batch.acts[one.reads], batch.acts[one.writes]
             out = one.sae.forward_train(x, at)
             losses = one.sae.losses(x, target, out, at=at, dead=dead[one.reads])
-            yield Part(losses.total, {one.reads: SiteOutput(x, target, out, losses)})
+            site = SiteOutput(x, target, out, losses.total, losses.terms)
+            yield Part(losses.total, {one.reads: site})

@@ -10,6 +10,7 @@ behind it see.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,15 @@ from sae_kit.sae.base import SAE, Moment, SAEConfig
 from sae_kit.sae.code import SparseCode
 from sae_kit.timing import Stopwatch
 from sae_kit.train.firing import Firing
-from sae_kit.train.loop import Loop, LoopPlan, Metrics
+from sae_kit.train.loop import Diverged, Loop, LoopPlan, Metrics
 from sae_kit.train.objective import Objective, SiteOutput, Trained
 from sae_kit.train.schedule import trapezoid
 
 PRECISIONS = ("exact", "screened")
+EXPLODED = 1e4
+"""An FVU that no run recovers from: errors a hundred times as wide as the activations. Dense SAEs
+start at (d_sae / 2 d_in)^2, which leaves them room to an expansion by 200.
+"""
 N_INIT_ROWS = 8192  # rows from which an SAE starts; see SAE.init_from
 
 
@@ -148,8 +153,14 @@ class Trainer:
             stopwatch: counts where the time goes.
 
         Raises:
-            ValueError: the SAE does not fit its sites, or cannot be trained as `config` says.
+            ValueError: the SAE does not fit its sites, or cannot be trained as `config` says, or
+                not from this source.
         """
+        if objective.needs_contexts and not source.gives_runs:
+            raise ValueError(
+                f"objective: {objective.word} needs the model and whole contexts; open the "
+                "activations with sae_kit.data.contexts.open_contexts"
+            )
         self.config, self.objective, self.source = config, objective, source
         self.n_tokens_per_step = config.batch_rows
         self.writes = dict(writes or {site: site for site in source.widths})
@@ -223,7 +234,7 @@ class Trainer:
                 part.total.backward()
             for site, output in part.outputs.items():
                 self._update(site, lr)
-                losses.append(output.losses.total.detach())
+                losses.append(output.total.detach())
                 with self.stopwatch("statistics"):
                     counted = step >= c.n_steps - c.n_counted_steps
                     self.firing[site].note(output.out.code, count=counted)
@@ -259,14 +270,24 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(self, site: Site, output: SiteOutput) -> Metrics:
-        """FVU, L0, share of dead latents and loss terms of one site."""
+        """FVU, L0, share of dead latents, loss terms and the objective's own measures of a site.
+
+        Raises:
+            Diverged: the loss is not finite, or the error has exploded.
+        """
         code = output.out.code
         l0 = code.l0() if isinstance(code, SparseCode) else (code != 0).sum(-1)
+        error = fvu(output.target, output.out.recon)
+        if not math.isfinite(loss := float(output.total.detach())):
+            raise Diverged(f"{site}: the loss is {loss}")
+        if error > EXPLODED:
+            raise Diverged(f"{site}: the error has exploded (FVU {float(error):.3g})")
         return {
-            "FVU": fvu(output.target, output.out.recon),
+            "FVU": error,
             "L0": l0.double().mean(),
             "dead": self.firing[site].dead(self.config.dead_after_tokens).double().mean(),
-            **{f"loss_{term}": value for term, value in output.losses.terms.items()},
+            **{f"loss_{term}": value for term, value in output.terms.items()},
+            **output.measures,
         }
 
     def state_dict(self) -> State:

@@ -2,16 +2,22 @@
 
 import pytest
 import torch
+from conftest import random_gpt2
 from torch.testing import assert_close
 
 from sae_kit.config import from_node, to_dict
 from sae_kit.data.activations import Batch
+from sae_kit.models.gpt2 import GPT2Config
+from sae_kit.models.splice import CleanRun
 from sae_kit.sae import Moment, SAEConfig
 from sae_kit.train.objective import Objective, Part, Trained
 
 OBJECTIVES = list(Objective.variants())
 WIDTHS = {"blocks.0.hook_resid_pre": 6, "blocks.1.hook_resid_pre": 6, "blocks.1.mlp.hook_post": 9}
-N_ROWS, D_SAE = 20, 12
+D_SAE = 12
+MODEL = random_gpt2(
+    GPT2Config(n_layer=2, n_head=2, d_model=6, d_mlp=9, n_ctx=8, n_vocab=20), seed=1
+)
 
 
 @pytest.fixture(params=OBJECTIVES)
@@ -33,11 +39,19 @@ def saes(request):
 
 @pytest.fixture
 def batch() -> Batch:
-    generator = torch.Generator().manual_seed(7)
-    acts = {site: torch.randn(N_ROWS, d, generator=generator) for site, d in WIDTHS.items()}
-    return Batch(acts, n_contexts=5)
+    """Two runs of two contexts each, in which position 0 does not count."""
+    tokens = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(7))
+    counts = torch.arange(6).expand(4, 6) > 0
+    runs = [
+        CleanRun(MODEL, some, which, capture=list(MODEL.sites()))
+        for some, which in zip(tokens.split(2), counts.split(2), strict=True)
+    ]
+    scales = dict.fromkeys(MODEL.sites(), 0.7)
+    acts = {site: 0.7 * torch.cat([run.select(run.acts[site]) for run in runs]) for site in WIDTHS}
+    return Batch(acts, 4, runs, scales)
 
 
+N_ROWS = 20
 END = Moment(100, 100)
 
 
@@ -80,19 +94,27 @@ def test_outputs_fit_the_batch(objective, saes, batch):
             assert torch.equal(output.x, batch.acts[site])
             assert output.target.shape == output.out.recon.shape
             assert len(output.target) == N_ROWS
-            assert output.losses.total.isfinite()
+            assert output.total.isfinite()
+            assert not any(
+                one.requires_grad for one in (*output.terms.values(), *output.measures.values())
+            )
 
 
 def test_totals_add_up(objective, saes, batch):
     for part in parts(objective, saes, batch):
-        total = torch.stack([output.losses.total for output in part.outputs.values()]).sum()
-        assert_close(part.total, total)
+        assert_close(part.total, torch.stack([o.total for o in part.outputs.values()]).sum())
+        for output in part.outputs.values():
+            assert_close(output.total.detach(), torch.stack(list(output.terms.values())).sum())
 
 
 def test_the_batch_is_left_as_it_was(objective, saes, batch):
-    before = {site: rows.clone() for site, rows in batch.acts.items()}
+    def everything():
+        of_runs = [t for run in batch.runs for t in (*run.acts.values(), run.predictions.logits)]
+        return [*batch.acts.values(), *of_runs]
+
+    before = [tensor.clone() for tensor in everything()]
     parts(objective, saes, batch)
-    assert all(torch.equal(batch.acts[site], rows) for site, rows in before.items())
+    assert all(torch.equal(*pair) for pair in zip(everything(), before, strict=True))
 
 
 def test_steps_along_the_gradient_lower_the_loss(objective, saes, batch):
@@ -106,6 +128,26 @@ def test_steps_along_the_gradient_lower_the_loss(objective, saes, batch):
         last = loss()
         optimiser.step()
     assert last < 0.9 * first
+
+
+def test_an_sae_among_several_is_the_one_alone(objective, saes, batch):
+    """Bit for bit, gradients too."""
+    together = {s: o for part in parts(objective, saes, batch) for s, o in part.outputs.items()}
+    gradients = {s: [p.grad for p in sae.parameters()] for s, sae in saes.items()}
+    for site, sae in saes.items():
+        sae.zero_grad()
+        (part,) = parts(objective, {site: sae}, batch)
+        assert torch.equal(part.total, together[site].total)
+        for p, gradient in zip(sae.parameters(), gradients[site], strict=True):
+            assert (p.grad is None) == (gradient is None)
+            assert p.grad is None or torch.equal(p.grad, gradient)
+
+
+def test_what_it_observes_are_sites_of_the_model_in_its_order(objective):
+    known = list(MODEL.sites())
+    found = objective.observes(list(WIDTHS), known)
+    assert found == [site for site in known if site in found]
+    assert objective.needs_contexts or not found
 
 
 def test_its_config_is_its_constructor(objective):

@@ -1,29 +1,17 @@
-"""Subjects, their text, and runs with an activation replaced."""
+"""Subjects: their text, and whether SAEs fit the model."""
 
 import dataclasses
 
 import pytest
 import torch
 import toy_subject
-from torch.testing import assert_close
 
 from sae_kit.data.tokens import take
 from sae_kit.dist import World
 from sae_kit.evals import base
-from sae_kit.evals.base import logits_with, replaced
+from sae_kit.sae.topk import TopKConfig
 
 MODEL = toy_subject.model()
-STREAM = [site for site in MODEL.sites() if ".hook_resid_" in site]
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    draw = torch.Generator().manual_seed(3)
-    return torch.randint(MODEL.config.n_vocab, (3, 10), generator=draw)
-
-
-def noisy(acts):
-    return acts + 0.5 * torch.randn(acts.shape, generator=torch.Generator().manual_seed(4))
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -72,7 +60,7 @@ def test_saes_that_fit_are_accepted(subject):
     [
         ({}, "saes: none given"),
         ({"blocks.7.hook_resid_pre": 32}, "saes: the model has no site 'blocks.7.hook_resid_pre'"),
-        ({"blocks.1.mlp.hook_post": 32}, "d_in 32, but the site is 64 wide"),
+        ({"blocks.1.mlp.hook_post": 32}, "d_in 32, but .* is 64 wide"),
     ],
 )
 def test_saes_that_do_not_fit_are_refused(subject, saes, message):
@@ -81,43 +69,33 @@ def test_saes_that_do_not_fit_are_refused(subject, saes, message):
         dataclasses.replace(subject, saes=made).check_saes()
 
 
-# --- replaced activations -------------------------------------------------------------------------
+# --- transcoders ----------------------------------------------------------------------------------
+
+READS, WRITES = "blocks.1.ln2.hook_normalized", "blocks.1.mlp.hook_post"
 
 
-@pytest.mark.parametrize("axes", [(6,), (2, 3)])
-def test_counting_positions_are_replaced_in_reading_order_and_the_others_untouched(axes):
-    acts = torch.arange(2 * 4 * 6.0).view(2, 4, *axes)
-    counts = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]], dtype=torch.bool)
-    rows = -torch.arange(3 * 6.0).view(3, 6)
-    kept = acts.clone()
-    result = replaced(acts, counts, rows)
-    assert torch.equal(acts, kept), "the argument belongs to the caller"
-    assert torch.equal(result[~counts], acts[~counts])
-    assert torch.equal(result[counts].flatten(1), rows)
-    assert torch.equal(replaced(acts, counts, rows[0])[counts].flatten(1), rows[:1].expand(3, 6))
+def transcoder(d_out: int = 64, **metadata):
+    config = TopKConfig(d_sae=16, k=2, apply_b_dec_to_input=False)
+    sae = config.build(32, d_out, generator=torch.Generator().manual_seed(0))
+    sae.metadata = metadata
+    return sae
 
 
-@pytest.mark.parametrize("site", STREAM)
-def test_a_run_from_a_site_equals_a_run_from_the_tokens_with_that_site_edited(site, tokens):
-    acts = noisy(MODEL.run(tokens, capture=[site]).acts[site])
-    from_tokens = MODEL.run(tokens, edit={site: lambda _: acts}).logits
-    assert_close(logits_with(MODEL, tokens, site, acts), from_tokens, atol=1e-5, rtol=1e-5)
+def test_a_transcoder_says_where_its_output_belongs(subject):
+    saes = {READS: transcoder(hook_name_out=WRITES), **subject.saes}
+    both = dataclasses.replace(subject, saes=saes)
+    both.check_saes()
+    assert both.writes == {READS: WRITES, **{site: site for site in subject.saes}}
 
 
-@pytest.mark.parametrize("site", ["blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", "hook_embed"])
-def test_sites_beside_the_stream_are_replaced_too(site, tokens):
-    run = MODEL.run(tokens, capture=[site])
-    assert_close(logits_with(MODEL, tokens, site, run.acts[site]), run.logits, atol=1e-5, rtol=1e-5)
-    changed = logits_with(MODEL, tokens, site, noisy(run.acts[site]))
-    assert (changed - run.logits).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("site", toy_subject.SITES)
-def test_reconstruction_plus_error_term_changes_nothing(site, tokens, subject):
-    run = MODEL.run(tokens, capture=[site])
-    x = run.acts[site].flatten(0, 1)
-    with torch.no_grad():
-        recon = subject.saes[site](x)
-    whole = recon + (x - recon)
-    acts = replaced(run.acts[site], torch.ones_like(tokens, dtype=torch.bool), whole)
-    assert_close(logits_with(MODEL, tokens, site, acts), run.logits, atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("sae", "message"),
+    [
+        (transcoder(), "does not say which site it writes; set hook_name_out"),
+        (transcoder(hook_name_out="blocks.1.hook_out"), r"hook_name_out\): the model has no site"),
+        (transcoder(32, hook_name_out=WRITES), rf"d_out 32, but '{WRITES}' is 64 wide"),
+    ],
+)
+def test_transcoders_that_do_not_fit_are_refused(subject, sae, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(subject, saes={READS: sae}).check_saes()

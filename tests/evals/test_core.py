@@ -16,6 +16,7 @@ from sae_kit.evals.core import Core
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.sae.code import SparseCode
 from sae_kit.sae.relu import ReLUConfig
+from sae_kit.sae.topk import TopKConfig
 
 MODEL = toy_subject.model()
 SITE = "blocks.1.hook_resid_pre"
@@ -32,7 +33,7 @@ def measure(subject, sae, site=SITE, evaluation=SMALL):
 
 
 def without_site(row):
-    return {key: value for key, value in row.items() if key != "site"}
+    return {key: value for key, value in row.items() if key not in ("site", "writes")}
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,60 @@ def test_intervals_hold_their_estimates_and_a_constant_has_none(result):
         # Every row has 4 active latents, though contexts have different numbers of rows.
         assert row["l0_low"] == pytest.approx(4)
         assert row["l0_high"] == pytest.approx(4)
+
+
+# --- transcoders ----------------------------------------------------------------------------------
+
+READS, WRITES = "blocks.0.attn.hook_z", "blocks.0.hook_attn_out"
+
+
+def skip_transcoder(writes=WRITES):
+    """What attention writes is a linear function of its mixed values, which a skip connection is.
+
+    Its latents are random, and their decoder rows zero.
+    """
+    config = TopKConfig(d_sae=16, k=2, apply_b_dec_to_input=False, skip=True)
+    sae = config.build(32, 32, generator=torch.Generator().manual_seed(0))
+    attn = MODEL.blocks[0].attn
+    with torch.no_grad():
+        sae.W_dec.zero_()
+        sae.W_skip.copy_(attn.W_O.T)
+        sae.b_dec.copy_(attn.b_O)
+    sae.metadata = {"hook_name_out": writes}
+    return sae
+
+
+def test_a_transcoder_that_computes_what_the_model_does_loses_nothing(subject):
+    row = measure(subject, skip_transcoder(), READS)
+    assert (row["site"], row["writes"]) == (READS, WRITES)
+    assert row["fvu"] < 1e-10
+    assert_close(torch.tensor([row["cosine"], row["norm_ratio"]]), torch.ones(2))
+    assert abs(row["kl"]) < 1e-6
+    assert row["ce_recovered"] == pytest.approx(1, abs=1e-4)
+    assert row["l0"] > 0.5
+
+
+def test_a_transcoder_is_measured_at_the_site_it_writes(subject):
+    """Against the same vectors as an autoencoder of that site, and with the same ablations."""
+    other = measure(subject, toy_subject.identity_sae(32), WRITES)
+    row = measure(subject, skip_transcoder(), READS)
+    for column in ("ce_clean", "ce_zero", "ce_mean"):
+        assert row[column] == pytest.approx(other[column], rel=1e-6)
+    sae = skip_transcoder()
+    with torch.no_grad():
+        sae.b_dec[0] += 1
+    changed = measure(subject, sae, READS)
+    contexts = subject.contexts(SMALL.n_tokens)
+    x = MODEL.run(contexts, capture=[WRITES]).acts[WRITES][counting(contexts)].double()
+    assert changed["fvu"] == pytest.approx(len(x) / (x - x.mean(0)).square().sum().item())
+    assert changed["kl"] > 1e-4
+
+
+def test_a_transcoder_beside_an_autoencoder_is_the_same(subject):
+    saes = {READS: skip_transcoder(), SITE: random_relu()}
+    both = SMALL.run(dataclasses.replace(subject, saes=saes)).rows
+    assert [row["site"] for row in both] == [READS, SITE]
+    assert both[1] == measure(subject, random_relu())
 
 
 # --- what counts ----------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,14 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from sae_kit.formats import inspect_sae, load_sae, save_sae
-from sae_kit.sae import Inference
+from sae_kit.sae import Inference, SAEConfig
+from sae_kit.sae.batch_topk import BatchTopKConfig
+from sae_kit.sae.gated import GatedConfig
+from sae_kit.sae.jumprelu import JumpReLUConfig
+from sae_kit.sae.matryoshka import MatryoshkaConfig
+from sae_kit.sae.p_anneal import PAnnealConfig
 from sae_kit.sae.relu import ReLUConfig
+from sae_kit.sae.relu_weighted import WeightedReLUConfig
 from sae_kit.sae.topk import TopKConfig, TopKSAE
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "saelens_v3"
@@ -16,16 +23,33 @@ METADATA = {"model_name": "demo", "hook_name": "blocks.1.hook_resid_pre", "prepe
 CONFIGS = [
     ReLUConfig(d_sae=7, l1_coefficient=0.3, l1_warmup=0.25, apply_b_dec_to_input=False),
     TopKConfig(d_sae=7, k=3, k_aux=2, aux_coefficient=0.1),
+    BatchTopKConfig(d_sae=7, k=3, row_warmup=0.5),
+    MatryoshkaConfig(d_sae=7, k=3, group_fractions=(0.4, 0.6)),
+    JumpReLUConfig(d_sae=7, target_l0=3.0, bandwidth=0.5),
+    GatedConfig(d_sae=7, l1_coefficient=0.3),
+    WeightedReLUConfig(d_sae=7, l1_coefficient=0.3),
+    PAnnealConfig(d_sae=7, p_end=0.4),
+]
+TRANSCODERS = [
+    replace(config, apply_b_dec_to_input=False, skip=skip)
+    for config in CONFIGS
+    for skip in (True, False)
 ]
 
 
-def build(config, d_in=4):
-    sae = config.build(d_in, generator=torch.Generator().manual_seed(0))
+def build(config, d_in=4, d_out=None):
+    sae = config.build(d_in, d_out, generator=torch.Generator().manual_seed(0))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.1)
+        for tensor in (*sae.buffers(), *(p for n, p in sae.named_parameters() if n == "threshold")):
+            tensor.fill_(0.2)
     return sae
+
+
+def name_of(config):
+    return f"{config.word}{'-skip' if config.skip else ''}"
 
 
 @pytest.fixture
@@ -51,10 +75,20 @@ def edit_weights(folder, **changes):
 # --- round trip -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.word)
+def test_every_architecture_is_tested():
+    assert {config.word for config in CONFIGS} == set(SAEConfig.variants())
+
+
+@pytest.mark.parametrize(
+    ("config", "d_out"),
+    [
+        *(pytest.param(config, None, id=config.word) for config in CONFIGS),
+        *(pytest.param(config, 5, id=f"transcoder-{name_of(config)}") for config in TRANSCODERS),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_round_trip_is_bit_exact(config, dtype, tmp_path):
-    sae = build(config).to(dtype)
+def test_round_trip_is_bit_exact(config, d_out, dtype, tmp_path):
+    sae = build(config, d_out=d_out).to(dtype)
     save_sae(sae, tmp_path / "new" / "folder", metadata=METADATA)
     again = load_sae(tmp_path / "new" / "folder")
     assert type(again) is type(sae)
@@ -65,6 +99,9 @@ def test_round_trip_is_bit_exact(config, dtype, tmp_path):
         assert again.weights()[name].dtype == dtype
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(2), dtype=dtype)
     assert torch.equal(again(x), sae(x))
+    assert sae.encode(x).any()
+    info = inspect_sae(tmp_path / "new" / "folder")
+    assert (info.config, info.d_in, info.d_out) == (config, 4, d_out)
 
 
 def test_saving_what_was_loaded_changes_nothing(saved, tmp_path):
@@ -96,6 +133,49 @@ def test_files_hold_the_documented_names_shapes_and_values(tmp_path):
     assert int(config["metadata"]["sae_lens_version"].split(".")[0]) >= 6
 
 
+@pytest.mark.parametrize(
+    ("config", "word", "own"),
+    [
+        (CONFIGS[0], "standard", ["b_enc"]),
+        (CONFIGS[2], "jumprelu", ["b_enc", "threshold"]),
+        (CONFIGS[3], "jumprelu", ["b_enc", "threshold"]),
+        (CONFIGS[4], "jumprelu", ["b_enc", "threshold"]),
+        (CONFIGS[5], "gated", ["b_gate", "b_mag", "r_mag"]),
+        (CONFIGS[6], "standard", ["b_enc"]),
+        (CONFIGS[7], "standard", ["b_enc"]),
+    ],
+)
+def test_architectures_are_written_as_what_computes_their_outputs(config, word, own, tmp_path):
+    sae = build(config)
+    save_sae(sae, tmp_path, metadata=METADATA)
+    tensors = load_file(tmp_path / "sae_weights.safetensors")
+    assert tensors.keys() == {"W_enc", "W_dec", "b_dec", *own}
+    assert all(tensors[name].shape == (7,) for name in own)
+    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == word
+    edit(tmp_path, metadata={"sae_lens_version": "6.0.0"})  # for a reader that knows no sae_kit
+    plain = load_sae(tmp_path)
+    assert plain.config.word == {"standard": "relu"}.get(word, word)
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    assert_close(plain.encode(x), sae.encode(x))
+    assert_close(plain(x), sae(x))
+
+
+@pytest.mark.parametrize("config", TRANSCODERS[:6], ids=name_of)
+def test_transcoders_have_two_widths(config, tmp_path):
+    save_sae(build(config, d_out=5), tmp_path, metadata=METADATA)
+    contents = json.loads((tmp_path / "cfg.json").read_text())
+    tensors = load_file(tmp_path / "sae_weights.safetensors")
+    assert (contents["d_in"], contents["d_out"]) == (4, 5)
+    assert contents["apply_b_dec_to_input"] is False
+    assert tensors["W_dec"].shape == (7, 5)
+    assert tensors["b_dec"].shape == (5,)
+    assert ("W_skip" in tensors) is config.skip
+    assert not config.skip or tensors["W_skip"].shape == (5, 4)
+    edit(tmp_path, d_out=6)
+    with pytest.raises(ValueError, match=r"d_in=4 and d_sae=7 and d_out=6 make it"):
+        load_sae(tmp_path)
+
+
 def test_saving_without_sparsity_removes_that_of_the_sae_replaced(tmp_path):
     sae = build(CONFIGS[1])
     save_sae(sae, tmp_path, metadata={}, sparsity=torch.zeros(7))
@@ -120,7 +200,7 @@ def test_inspect_reads_no_weights(saved):
 # --- what is refused on saving --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plain", [("gated", {}), ("topk", {"k": 3, "jitter": 1})])
+@pytest.mark.parametrize("plain", [("temporal", {}), ("topk", {"k": 3, "jitter": 1})])
 def test_what_saelens_cannot_express_is_refused(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(TopKSAE, "inference", lambda self: Inference(*plain, self.weights()))
     with pytest.raises(ValueError, match=f"SAELens cannot express '{plain[0]}'"):
@@ -201,19 +281,29 @@ def test_scaling_factor_of_ones_means_nothing(saved):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "temporal"}, "architecture is 'temporal'; only standard, topk"),
+        ({"architecture": "temporal"}, "architecture is 'temporal'; only standard, transcoder"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
-        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is True"),
+        (
+            {"architecture": "standard", "rescale_acts_by_decoder_norm": True},
+            "rescale_acts_by_decoder_norm is True; it can be opened for topk only",
+        ),
         ({"k": 4}, "metadata.sae_kit makes .*'k': 3.* of .*'k': 4"),
         ({"apply_b_dec_to_input": False}, "metadata.sae_kit makes"),
         ({"architecture": "standard"}, "metadata.sae_kit makes"),
         ({"k": 99}, "k: 99 does not fit"),
         ({"k": None}, "k: expected int"),
         ({"d_sae": 0}, "d_sae: 0"),
-        ({"d_in": "4"}, "d_in: expected int"),
+        ({"d_in": "4"}, "d_in: '4' is no width"),
+        ({"d_in": True}, "d_in: True is no width"),
         ({"d_in": -4}, "d_in: -4"),
         ({"metadata": {"sae_lens_version": "6.0.0", "sae_kit": {}}}, r"metadata\.sae_kit\.sae"),
+        ({"metadata": {"sae_lens_version": "6.0.0", "sae_kit": 3}}, r"metadata\.sae_kit\.sae"),
+        (
+            {"architecture": "transcoder", "apply_b_dec_to_input": False},
+            "d_out: None is no width",
+        ),
+        ({"architecture": "topk_transcoder", "d_out": 4}, "apply_b_dec_to_input is true"),
     ],
 )
 def test_what_is_not_understood_is_refused(changes, message, saved):
@@ -233,6 +323,37 @@ def test_file_without_our_metadata(saved):
     assert other.metadata == {"sae_lens_version": "6.54.12", "hook_name": "somewhere"}
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
     assert torch.equal(other(x), sae(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rescaling_by_decoder_norms_is_folded_in(dtype, saved):
+    """Against SAELens' definition: chosen and coded times the norms, decoded over the norms."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"W_enc": (4, 7), "W_dec": (7, 4), "b_enc": (7,), "b_dec": (4,)}
+    w = {
+        name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()
+    }
+    edit_weights(saved, **w)
+    edit(saved, metadata={"sae_lens_version": "6.0.0"}, rescale_acts_by_decoder_norm=True)
+    sae = load_sae(saved)
+    x = torch.randn(50, 4, generator=generator, dtype=dtype)
+    norms = w["W_dec"].norm(dim=-1)
+    pre = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
+    code = torch.where(pre >= pre.topk(3).values[:, -1:], pre, 0.0).relu()
+    assert_close(sae.encode(x), code)
+    assert_close(sae(x), (code / norms) @ w["W_dec"] + w["b_dec"])
+    assert_close(sae.W_dec.norm(dim=-1), torch.ones(7, dtype=dtype))
+
+    w["W_dec"][2] = 0
+    edit_weights(saved, **w)
+    with pytest.raises(ValueError, match="divides by decoder rows of norm 0"):
+        load_sae(saved)
+
+
+def test_transcoder_of_others_need_not_say_what_is_clear(tmp_path):
+    save_sae(build(TRANSCODERS[1], d_out=5), tmp_path, metadata=METADATA)
+    edit(tmp_path, apply_b_dec_to_input=None, metadata={"sae_lens_version": "6.0.0"})
+    assert load_sae(tmp_path).config == ReLUConfig(d_sae=7, apply_b_dec_to_input=False)
 
 
 def test_half_precision_is_widened(saved):
@@ -260,6 +381,18 @@ def test_old_layout_has_its_own_names_and_defaults(saved):
     assert sae.metadata["l1_coefficient"] == 8e-5
 
 
+@pytest.mark.parametrize("config", [CONFIGS[4], CONFIGS[5]], ids=name_of)
+def test_old_layout_names_its_architecture(config, tmp_path):
+    sae = build(config)
+    save_sae(sae, tmp_path, metadata={})
+    (tmp_path / "cfg.json").write_text(
+        json.dumps({"d_in": 4, "d_sae": 7, "architecture": config.word})
+    )
+    assert load_sae(tmp_path).config == type(config)(d_sae=7)
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(load_sae(tmp_path)(x), sae(x))
+
+
 def test_old_layout_topk(saved):
     old = {"d_in": 4, "d_sae": 7, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}}
     (saved / "cfg.json").write_text(json.dumps(old))
@@ -273,7 +406,7 @@ def test_old_layout_topk(saved):
         ({"activation_fn": "topk"}, "k: expected int"),
         ({"normalize_activations": True}, "normalize_activations is 'expected_average_only_in'"),
         ({"hook_point": "blocks.3.attn.hook_z"}, "reshape_activations is 'hook_z'"),
-        ({"architecture": "gated"}, "architecture is 'gated'"),
+        ({"architecture": "temporal"}, "architecture is 'temporal'"),
     ],
 )
 def test_old_layout_not_understood_is_refused(changes, message, saved):

@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sae_kit.maths import (
+    Predictions,
     StreamingFVU,
     StreamingMoments,
     bootstrap_interval,
     cosine_rows,
     cross_entropy_rows,
     fvu,
-    kl_from_logits,
+    kl_rows,
 )
 
 
@@ -53,44 +55,67 @@ def test_cosine_rows_by_hand() -> None:
 # --- distributions --------------------------------------------------------------------------------
 
 
+def kl(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return Predictions(clean).kl(Predictions(other))
+
+
 def test_kl_by_hand() -> None:
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     # 0.5 ln 2 + 0 - 0.25 ln 2; the constants added to the logits must not matter
-    kl = kl_from_logits(p.log()[None] + 40, q.log()[None] - 7)
-    assert kl.item() == pytest.approx(0.25 * math.log(2), abs=1e-6)
+    found = kl(p.log()[None] + 40, q.log()[None] - 7)
+    assert found.item() == pytest.approx(0.25 * math.log(2), abs=1e-5)
 
 
 def test_kl_is_directed_and_zero_only_for_the_same() -> None:
-    clean, perturbed = torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, -1.0]])
-    assert kl_from_logits(clean, clean).item() == 0
-    there, back = kl_from_logits(clean, perturbed), kl_from_logits(perturbed, clean)
-    assert not torch.isclose(there, back)
+    clean, other = torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, -1.0]])
+    assert kl(clean, clean.clone()).item() == 0
+    assert not torch.isclose(kl(clean, other), kl(other, clean))
 
 
 def test_kl_of_a_small_shift_is_half_its_variance() -> None:
     # KL(p || p exp(-d)) = Var_p(d) / 2 + O(d^3): about 5e-9 here, far below float32's rounding.
-    clean = 3 * randn(4, 1000)
+    clean = 3 * randn(4, 1000).double()
     shift = 1e-4 * randn(4, 1000, seed=1).double()
-    p = clean.double().softmax(-1)
+    p = clean.softmax(-1)
     variance = (p * shift**2).sum(-1) - (p * shift).sum(-1) ** 2
-    kl = kl_from_logits(clean.double(), clean.double() - shift)
-    torch.testing.assert_close(kl, variance / 2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(kl(clean, clean - shift), variance / 2, rtol=1e-3, atol=0)
 
 
-def test_kl_does_not_depend_on_chunks_and_keeps_leading_shape() -> None:
-    clean, perturbed = randn(3, 5, 11), randn(3, 5, 11, seed=1)
-    whole = kl_from_logits(clean, perturbed)
-    assert whole.shape == (3, 5)
-    torch.testing.assert_close(kl_from_logits(clean, perturbed, chunk_rows=4), whole)
-    torch.testing.assert_close(whole[1, 2], kl_from_logits(clean[1, 2:3], perturbed[1, 2:3])[0])
+def test_kl_is_pytorchs_whose_arguments_come_the_other_way_round() -> None:
+    clean, other = randn(150, 11), randn(150, 11, seed=1)
+    expected = F.kl_div(
+        other.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    torch.testing.assert_close(kl(clean, other), expected)
+    torch.testing.assert_close(kl(clean[:1], other[:1])[0], expected[0])
+    assert kl(clean[:0], other[:0]).shape == (0,)
 
 
-def test_kl_with_impossible_tokens() -> None:
-    never = -math.inf
-    clean = torch.tensor([[0.0, 0.0, never], [0.0, 0.0, never], [0.0, 0.0, 0.0]])
-    perturbed = torch.tensor([[0.0, 0.0, never], [0.0, 0.0, 0.0], [0.0, 0.0, never]])
-    expected = torch.tensor([0.0, math.log(1.5), math.inf], dtype=torch.float64)
-    torch.testing.assert_close(kl_from_logits(clean, perturbed), expected)
+def test_kl_of_half_precision_logits_is_that_of_the_same_numbers() -> None:
+    clean, other = randn(5, 11).bfloat16(), randn(5, 11, seed=1).bfloat16()
+    assert kl(clean, other).dtype == torch.float32
+    torch.testing.assert_close(kl(clean, other), kl(clean.float(), other.float()))
+
+
+def test_predictions_know_their_cross_entropy() -> None:
+    logits, targets = 3 * randn(150, 11), torch.arange(150) % 11
+    found = Predictions(logits).cross_entropy(targets)
+    torch.testing.assert_close(found, F.cross_entropy(logits, targets, reduction="none"))
+
+
+def test_the_gradient_of_kl_is_autograds() -> None:
+    clean = Predictions(randn(130, 7).double())
+    logits = randn(130, 7, seed=1).double().requires_grad_()
+    weights = randn(130, seed=2).double()
+    (found,) = torch.autograd.grad((weights * kl_rows(clean, logits)).sum(), logits)
+    log_q, log_p = logits.log_softmax(-1), clean.logits.log_softmax(-1)
+    by_autograd = (weights * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(by_autograd, logits)[0])
+    few = logits.detach()[:3].requires_grad_()
+    first = Predictions(clean.logits[:3])
+    assert torch.autograd.gradcheck(lambda m: kl_rows(first, m), few)
+    half = logits.detach().bfloat16().requires_grad_()
+    assert torch.autograd.grad(kl_rows(clean, half).sum(), half)[0].dtype == torch.bfloat16
 
 
 def test_cross_entropy_by_hand_and_wider_than_bfloat16() -> None:

@@ -1,6 +1,7 @@
 """The main job in this process: what it leaves, and that what it leaves is what was trained."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,105 @@ def test_a_relu_run(composed, tiny_saes, tmp_path):
     with composed(tmp_path / "run", *settings, "sae=relu") as cfg:
         assert train(cfg).stopped is None
     assert load_sae(tmp_path / "run" / "saes" / SITES[0]).config.word == "relu"
+
+
+# --- objectives -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["e2e", "e2e_downstream"])
+def test_an_end_to_end_run(composed, tiny_saes, tmp_path, objective):
+    folder = tmp_path / "run"
+    with composed(folder, *tiny_saes, f"objective={objective}") as cfg:
+        assert train(cfg).stopped is None
+    assert list(load_saes(folder)) == SITES
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["tokens"]) for line in lines] == [(5, 160), (10, 320)]
+    for line in lines:
+        assert {f"{site}/{name}" for site in SITES for name in ("KL", "mse", "FVU")} <= set(line)
+    said = load_sae(folder / "saes" / SITES[0]).metadata["training"]["objective"]
+    assert said["name"] == objective
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["objective=e2e", "trainer.batch_rows=31"], "batch_rows: 31 is less than one context"),
+        (
+            ["objective=e2e_downstream", "sites=blocks.*.hook_resid_post"],
+            "comes after blocks.1.hook_resid_post; give objective=e2e",
+        ),
+        (
+            ["objective=e2e_downstream", "objective.downstream_sites=blocks.*.resid"],
+            "objective.downstream_sites: 'blocks.*.resid' matches no site",
+        ),
+    ],
+)
+def test_objectives_that_do_not_fit_fail_before_work_starts(
+    composed, tiny_saes, tmp_path, settings, message
+):
+    with (
+        composed(tmp_path / "run", *tiny_saes, *settings) as cfg,
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+# --- transcoders ----------------------------------------------------------------------------------
+
+TRANSCODERS = [
+    "sites=blocks.*.ln2.hook_normalized",
+    "writes=blocks.*.hook_mlp_out",
+    "sae.apply_b_dec_to_input=false",
+]
+
+
+@pytest.mark.parametrize("objective", ["local", "e2e_downstream"])
+@pytest.mark.parametrize("skip", ["true", "false"])
+def test_a_transcoder_run(composed, tiny_saes, tmp_path, tiny_folder, skip, objective):
+    folder = tmp_path / "run"
+    settings = [*tiny_saes, *TRANSCODERS, f"sae.skip={skip}", f"objective={objective}"]
+    with composed(folder, *settings) as cfg:
+        assert train(cfg).stopped is None
+    saes = load_saes(folder)
+    reads = [f"blocks.{i}.ln2.hook_normalized" for i in (0, 1)]
+    writes = [f"blocks.{i}.hook_mlp_out" for i in (0, 1)]
+    assert list(saes) == reads
+    rows = Result.load(folder / "evaluation").rows
+    assert [(row["site"], row["writes"]) for row in rows] == list(zip(reads, writes, strict=True))
+
+    lm = load_model(str(tiny_folder / "model"))
+    tokens = torch.tensor([lm.tokenizer.encode("Then, Mary and John went to the store.")])
+    acts = lm.model.run(tokens, capture=[*reads, *writes]).acts
+    state = load_checkpoint(folder / "checkpoints" / "step_10")["task"]
+    for read, written in zip(reads, writes, strict=True):
+        sae = saes[read]
+        assert (sae.metadata["hook_name"], sae.metadata["hook_name_out"]) == (read, written)
+        scale, scale_out = (state["source"]["scales"][site] for site in (read, written))
+        trained = sae.config.build(32, 32, generator=torch.Generator().manual_seed(0))
+        trained.load_state_dict(state["sites"][read]["sae"])
+        x = acts[read][0]
+        assert_close(sae(x), trained(x * scale) / scale_out, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["sae.apply_b_dec_to_input=true"], "apply_b_dec_to_input: true does not fit a transcoder"),
+        (["writes=blocks.0.hook_mlp_out"], "writes: 1 sites match, but 2 are read"),
+        (["writes=blocks.*.hook_attn_out"], "blocks.0.hook_attn_out does not come after"),
+        (["writes=null", "sae.skip=true"], "skip: true would let an autoencoder copy its input"),
+    ],
+)
+def test_transcoders_that_do_not_fit_fail_before_work_starts(
+    composed, tiny_saes, tmp_path, settings, message
+):
+    with (
+        composed(tmp_path / "run", *tiny_saes, *TRANSCODERS, *settings) as cfg,
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_table_and_what_comes_next_are_said(composed, tiny_saes, tmp_path, caplog):

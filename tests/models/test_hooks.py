@@ -1,5 +1,7 @@
 """Sites, patterns over them, the tape of a run, and kept prefixes."""
 
+import re
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from sae_kit.models.hooks import (
     Tape,
     check_sites,
     match_sites,
+    pair_sites,
     torch_device,
     torch_dtype,
 )
@@ -51,6 +54,33 @@ def test_an_unknown_pattern_names_itself_and_the_nearest(pattern, suggested):
 def test_no_patterns_at_all_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         match_sites([], SITES)
+
+
+def test_a_pattern_is_told_by_the_name_of_its_field():
+    with pytest.raises(ValueError, match=r"writes: 'blocks\.0\.x' matches no site"):
+        match_sites("blocks.0.x", SITES, what="writes")
+
+
+def test_sites_are_paired_in_the_models_order():
+    pairs = pair_sites("blocks.*.ln2.hook_normalized", "blocks.*.hook_mlp_out", SITES)
+    blocks = [f"blocks.{i}" for i in range(12)]
+    assert pairs == {f"{b}.ln2.hook_normalized": f"{b}.hook_mlp_out" for b in blocks}
+    across = pair_sites("blocks.0.hook_resid_pre", ["blocks.3.hook_resid_pre"], SITES)
+    assert across == {"blocks.0.hook_resid_pre": "blocks.3.hook_resid_pre"}
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "message"),
+    [
+        ("blocks.*.hook_mlp_out", "blocks.[01].hook_resid_post", "writes: 2 sites match, but 12"),
+        ("blocks.*.hook_mlp_out", "blocks.*.hook_attn_out", "0.hook_attn_out does not come after"),
+        ("blocks.*.hook_mlp_out", "blocks.*.hook_mlp_out", "or writes=null for autoencoders"),
+        ("blocks.*.hook_mlp_out", "blocks.*.hook_mlp", "writes: 'blocks.*.hook_mlp' matches no"),
+    ],
+)
+def test_sites_that_do_not_pair_are_refused(reads, writes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pair_sites(reads, writes, SITES)
 
 
 def test_check_sites_names_the_argument_the_site_and_the_nearest():

@@ -14,7 +14,7 @@ import torch
 
 from sae_kit.checkpoint import checkpoints, load_checkpoint
 from sae_kit.train import loop as loop_module
-from sae_kit.train.loop import Loop, LoopPlan, TrainingError
+from sae_kit.train.loop import Diverged, Loop, LoopPlan, TrainingError
 
 PLAN = LoopPlan(n_steps=10, log_every=4, checkpoint_every=3, n_checkpoints=2, shown=("loss",))
 
@@ -73,7 +73,7 @@ def test_it_logs_and_saves_on_schedule_and_at_the_end(tmp_path):
     task, also = Counting(), Collected()
     assert make(task, tmp_path, loggers=[also]).run() is None
     assert [step for step, _ in task.steps] == list(range(10))
-    assert [step for step, measure in task.steps if measure] == [3, 7, 9]
+    assert [step for step, measure in task.steps if measure] == [2, 3, 5, 7, 8, 9]
     assert [line["step"] for line in lines(tmp_path)] == [4, 8, 10]
     assert [line["tokens"] for line in lines(tmp_path)] == [20, 40, 50]
     assert [{"step": step, **metrics} for step, metrics in also.lines] == lines(tmp_path)
@@ -199,6 +199,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, n_checkpoints):
     with pytest.raises(TrainingError, match=r"task\.sum is not finite after step 6; .*step_3"):
         make(task, tmp_path, replace(PLAN, n_checkpoints=n_checkpoints)).run()
     assert saved(tmp_path) == ["step_3"]
+
+
+def test_a_task_that_has_diverged_says_where_and_nothing_of_it_is_saved(tmp_path):
+    def diverge():
+        raise Diverged("blocks.1.hook_resid_pre: the loss is nan")
+
+    plan = replace(PLAN, remedy="lower trainer.lr")
+    message = (
+        r"^blocks\.1\.hook_resid_pre: the loss is nan at step 9; .*step_6\. .* lower trainer\.lr"
+    )
+    with pytest.raises(TrainingError, match=message):
+        make(Counting({8: diverge}), tmp_path, plan).run()
+    assert saved(tmp_path) == ["step_6", "step_3"]
 
 
 def test_lists_in_the_state_are_looked_through(tmp_path):

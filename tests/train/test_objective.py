@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from sae_kit.data.activations import Batch
 from sae_kit.sae import Moment
 from sae_kit.sae.relu import ReLUConfig
+from sae_kit.sae.topk import TopKConfig
 from sae_kit.train.objective import LocalObjective, Trained
 
 SITES = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre")
@@ -37,7 +38,10 @@ def test_the_loss_is_the_documented_one():
     recon = code @ sae.W_dec + sae.b_dec
     expected = (recon - x).square().sum(1).mean() + 0.5 * (5 / 10) * code.sum(1).mean()
     assert_close(part.total, expected)
-    assert part.outputs[SITES[0]].target is x
+    output = part.outputs[SITES[0]]
+    assert output.target is x
+    assert set(output.terms) == {"mse", "l1"}
+    assert_close(sum(output.terms.values()), expected)
 
 
 def test_a_site_does_not_see_the_others():
@@ -46,12 +50,27 @@ def test_a_site_does_not_see_the_others():
     together = {}
     for part in LocalObjective().parts(join(saes), batch, at=START, dead=NOBODY):
         ((site, output),) = part.outputs.items()
-        together[site] = output.losses.total
+        together[site] = output.total
     assert list(together) == list(SITES)
     for site, total in together.items():
         alone = Batch({site: batch.acts[site]}, 1)
         (part,) = LocalObjective().parts(join({site: saes[site]}), alone, at=START, dead=NOBODY)
         assert torch.equal(part.total, total)
+
+
+def test_a_transcoder_reconstructs_what_it_writes():
+    config = TopKConfig(d_sae=8, k=2, apply_b_dec_to_input=False)
+    sae = config.build(4, 6, generator=torch.Generator().manual_seed(0))
+    batch = Batch({SITES[0]: rows(1), SITES[1]: torch.randn(16, 6)}, 1)
+    one = Trained(sae, SITES[0], SITES[1])
+    (part,) = LocalObjective().parts([one], batch, at=START, dead=NOBODY)
+    assert part.outputs[SITES[0]].target is batch.acts[SITES[1]]
+    assert_close(part.total, (sae(rows(1)) - batch.acts[SITES[1]]).square().sum(1).mean())
+
+
+def test_nothing_but_what_is_read_and_written_is_asked_for():
+    assert not LocalObjective.needs_contexts
+    assert LocalObjective().observes(SITES, SITES) == []
 
 
 def test_a_part_is_built_only_when_asked_for():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sae_kit.checkpoint import checkpoints
 from sae_kit.data.activations import ActivationSource, Batch
 from sae_kit.maths import fvu
 from sae_kit.sae.base import Moment, SAEConfig
 from sae_kit.sae.relu import ReLUConfig
 from sae_kit.sae.topk import TopKConfig
 from sae_kit.timing import Stopwatch
+from sae_kit.train.loop import TrainingError
 from sae_kit.train.objective import LocalObjective
 from sae_kit.train.trainer import Trainer, TrainerConfig
 
@@ -178,6 +181,41 @@ def test_frequencies_are_counted_while_the_rate_falls(decay_fraction, n_counted)
     assert firing.n_rows == 32 * n_counted
     assert float(firing.frequency().sum()) <= 3 + 1e-6
     assert float(firing.frequency().sum()) > 1
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_names_site_and_step_and_keeps_what_was_good(tmp_path):
+    class Broken(Planted):
+        def __next__(self) -> Batch:
+            batch = super().__next__()
+            if self.position == 9:
+                batch.acts[SITES[1]][3] = math.nan
+            return batch
+
+    message = rf"{SITES[1]}: the loss is nan at step 10; .*step_6\. Start a new run: lower trainer"
+    with pytest.raises(TrainingError, match=message):
+        make(source=Broken()).fit(tmp_path, [])
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_6"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_error_that_is_finite_but_explodes_stops_it_too(tmp_path):
+    with pytest.raises(TrainingError, match=rf"{SITES[0]}: the error has exploded \(FVU .* step 5"):
+        make(replace(CONFIG, lr=1e3)).fit(tmp_path, [])
+
+
+def test_nothing_is_looked_at_between_measured_steps():
+    """On a GPU every look waits for it."""
+    trainer = make()
+    trainer.initialise()
+    trainer.step(0, measure=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "__float__", None)
+        patch.setattr(Tensor, "__bool__", None)
+        patch.setattr(Tensor, "item", None)
+        trainer.step(1, measure=False)
 
 
 # --- independence and state -----------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""Runs in which the activations at one site are replaced, at the positions that count.
+
+What an SAE's error does to a model is seen by putting its output in the place of the activation.
+Only positions that count are replaced (those the SAE is meant for: by default neither position 0
+nor end-of-text tokens); the others keep what the model computed.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_kit.maths import Predictions, kl_rows
+from sae_kit.models.hooks import Hookable, Run, Site
+
+
+def run_with(
+    model: Hookable,
+    tokens: Int[Tensor, "batch pos"],
+    site: Site,
+    acts: Float[Tensor, "batch pos *axes"],
+    *,
+    capture: Collection[Site] = (),
+) -> Run:
+    """The run in which the activations at `site` are `acts`.
+
+    At a residual-stream site the run starts there. Elsewhere it starts from the tokens, since other
+    parts of the model bypass the site.
+    """
+    if ".hook_resid_" in site:
+        return model.run(start=(site, acts), capture=capture)
+    return model.run(tokens, edit={site: lambda _: acts}, capture=capture)
+
+
+@final
+class CleanRun:
+    """A model's own run on whole contexts, to splice into and to compare with.
+
+    No gradient reaches the model's own run; through a spliced one it reaches what was put in.
+    """
+
+    acts: Mapping[Site, Tensor]
+    """The captured activations, `[batch pos *axes]`."""
+    predictions: Predictions
+    """The next-token distributions at all positions, `[batch * pos, vocab]`."""
+
+    def __init__(
+        self,
+        model: Hookable,
+        tokens: Int[Tensor, "batch pos"],
+        counts: Bool[Tensor, "batch pos"],
+        *,
+        capture: Collection[Site],
+    ) -> None:
+        """Run `model` on `tokens`, of which those positions count where `counts` is true."""
+        self.model, self.tokens = model, tokens.to(model.device)
+        # Numbers, found where the mask lies: a GPU would have to be waited for to learn how many.
+        places = counts.flatten().nonzero()[:, 0]
+        self.n_rows = len(places)
+        """How many positions count."""
+        self._places = places.to(model.device)
+        with torch.no_grad():
+            run = model.run(self.tokens, capture=capture)
+        self.acts, self.predictions = run.acts, Predictions(flat_logits(run))
+
+    def select(self, acts: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "rows width"]:
+        """The counting positions of activations on these contexts, in reading order."""
+        return acts.flatten(2).flatten(0, 1)[self._places]
+
+    def spliced(
+        self,
+        site: Site,
+        rows: Float[Tensor, "rows width"] | Float[Tensor, " width"],
+        *,
+        capture: Collection[Site] = (),
+    ) -> Run:
+        """The run with the counting positions of `site`, which was captured, replaced.
+
+        Args:
+            site: where.
+            rows: a row for each counting position, in reading order, or one row for all.
+            capture: sites after it whose activations to return.
+        """
+        own = self.acts[site]
+        positions = own.flatten(2).flatten(0, 1)
+        rows = rows.to(own.dtype).expand(self.n_rows, -1)
+        spliced = positions.index_copy(0, self._places, rows).view(own.shape)
+        return run_with(self.model, self.tokens, site, spliced, capture=capture)
+
+    def kl(self, run: Run) -> Float[Tensor, " rows"]:
+        """KL(clean || the run's) of the predictions at the counting positions, in nats.
+
+        Differentiable in the run.
+        """
+        return kl_rows(self.predictions, flat_logits(run))[self._places]
+
+
+def flat_logits(run: Run) -> Float[Tensor, "positions vocab"]:
+    """The logits of a run that went to the end, position after position."""
+    assert run.logits is not None
+    return run.logits.flatten(0, 1)

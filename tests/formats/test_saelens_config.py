@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_kit.config import from_node
+from sae_kit.formats.saelens_config import (
+    MEANINGS,
+    WORDS,
+    Plain,
+    contents_for,
+    plain_of,
+    provenance,
+    read_contents,
+)
+from sae_kit.sae import SAEConfig
+
+HERE = Path("cfg.json")
+
+
+def build(arch, *, d_out=None, **fields):
+    node = {"arch": arch, "d_sae": 7, "apply_b_dec_to_input": d_out is None, **fields}
+    node |= {"k": 3} if arch == "topk" else {}
+    return from_node(SAEConfig, node).build(4, d_out, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("arch", WORDS)
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_what_is_written_is_read_back(arch, kind):
+    sae = build(arch, d_out=5 if kind else None, skip=kind == 2)
+    contents = json.loads(json.dumps(contents_for(sae, {"hook_name": "here"})))
+    assert contents["architecture"] == WORDS[arch][kind]
+    plain = plain_of(contents, HERE)
+    assert plain == Plain.of(sae)
+    assert (plain.d_in, plain.d_out) == (4, 5 if kind else None)
+    assert provenance(contents, plain, HERE) == (sae.config, {"hook_name": "here"})
+
+
+def test_every_word_means_one_thing():
+    assert len(MEANINGS) == sum(map(len, WORDS.values()))
+    for word, (arch, kind) in MEANINGS.items():
+        assert WORDS[arch][kind] == word
+
+
+def test_words_for_what_saelens_lacks_are_not_among_its_own():
+    theirs = {
+        *("standard", "topk", "jumprelu", "gated", "transcoder", "skip_transcoder"),
+        *("jumprelu_transcoder", "jumprelu_skip_transcoder"),
+    }
+    ours = {
+        f"{arch}_{kind}" for arch in ("topk", "gated") for kind in ("transcoder", "skip_transcoder")
+    }
+    assert set(MEANINGS) == theirs | ours
+
+
+@pytest.mark.parametrize("version", [None, "5.1.0", "unknown", 3])
+def test_versions_below_6_mean_the_old_layout(version, tmp_path):
+    old = {"d_in": 4, "d_sae": 7, "hook_point": "here", "sae_lens_version": version}
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    contents = read_contents(tmp_path / "cfg.json")
+    assert contents["architecture"] == "standard"
+    assert contents["metadata"]["hook_name"] == "here"
+
+
+@pytest.mark.parametrize("version", ["6.0.0", "6.54.12", "12.0"])
+def test_later_versions_are_taken_as_they_are(version, tmp_path):
+    new = {"d_in": 4, "metadata": {"sae_lens_version": version}}
+    (tmp_path / "cfg.json").write_text(json.dumps(new))
+    assert read_contents(tmp_path / "cfg.json") == new
