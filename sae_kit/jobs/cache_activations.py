@@ -8,18 +8,18 @@ from typing import Any, final
 from sae_kit.config import from_node, to_dict
 from sae_kit.data.activations import LiveConfig, Passes
 from sae_kit.data.cache_manifest import (
-    CONTEXT_BYTES,
     MANIFEST,
     Contents,
     Dtype,
     ModelIdentity,
+    row_bytes,
     weights_hash,
 )
 from sae_kit.data.cache_writer import CacheWriter, RowStream
 from sae_kit.data.tokens import TokensConfig, TokenSource, check_context
 from sae_kit.dist import world
 from sae_kit.jobs.run_folder import Outcome, record_start
-from sae_kit.models.hooks import match_sites, torch_dtype
+from sae_kit.models.hooks import match_sites
 from sae_kit.models.pretrained import LanguageModel, ModelConfig
 from sae_kit.train.loop import TrainingError
 
@@ -122,7 +122,7 @@ def _contents(config: CacheActivations, subject: LanguageModel) -> Contents:
     """What the cache is to hold."""
     model = subject.model
     sites = {site: model.width(site) for site in match_sites(config.sites, model.sites())}
-    row_bytes = sum(sites.values()) * torch_dtype(config.dtype).itemsize + CONTEXT_BYTES
+    shard_rows = config.shard_mb * 1_000_000 // row_bytes(sites, config.dtype)
     return Contents(
         model=ModelIdentity(
             name=subject.name,
@@ -134,7 +134,7 @@ def _contents(config: CacheActivations, subject: LanguageModel) -> Contents:
         sites=sites,
         dtype=config.dtype,
         n_rows=config.n_tokens,
-        shard_rows=min(max(1, config.shard_mb * 1_000_000 // row_bytes), config.n_tokens),
+        shard_rows=min(max(1, shard_rows), config.n_tokens),
         data=to_dict(config.data),
         seed=config.seed,
         context_size=config.data.context_size,

@@ -28,6 +28,7 @@ from sae_kit.models.hooks import Site
 from sae_kit.sae.base import SAE, Moment, SAEConfig
 from sae_kit.sae.code import SparseCode
 from sae_kit.timing import Stopwatch
+from sae_kit.train.aim import aim
 from sae_kit.train.firing import Firing
 from sae_kit.train.loop import Diverged, Loop, LoopPlan, Metrics
 from sae_kit.train.objective import Objective, SiteOutput, Trained
@@ -188,7 +189,10 @@ class Trainer:
         self.source.prepare()
         for one in self.trained:
             x, target = (self.source.sample(site, N_INIT_ROWS) for site in (one.reads, one.writes))
-            one.sae.init_from(x, target)
+            if one.sae.is_transcoder:
+                aim(one.sae, x, target)
+            else:
+                one.sae.init_from(x, target)
 
     def fit(
         self, folder: Path, loggers: Sequence[Logger], *, resume: bool = False

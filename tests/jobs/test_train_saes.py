@@ -208,6 +208,7 @@ def test_a_transcoder_run(composed, tiny_saes, tmp_path, tiny_folder, skip, obje
     state = load_checkpoint(folder / "checkpoints" / "step_10")["task"]
     for read, written in zip(reads, writes, strict=True):
         sae = saes[read]
+        assert sae.is_transcoder
         assert (sae.metadata["hook_name"], sae.metadata["hook_name_out"]) == (read, written)
         scale, scale_out = (state["source"]["scales"][site] for site in (read, written))
         trained = sae.config.build(32, 32, generator=torch.Generator().manual_seed(0))

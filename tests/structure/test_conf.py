@@ -13,6 +13,7 @@ from sae_kit.config import MISSING, Family, from_node, to_dict
 from sae_kit.data.activations import ActivationsConfig
 from sae_kit.data.tokens import TokensConfig
 from sae_kit.evals.base import Evaluation
+from sae_kit.jobs.cache_activations import CacheActivations
 from sae_kit.jobs.evaluate import Evaluate
 from sae_kit.jobs.train_language_model import TrainLanguageModel
 from sae_kit.jobs.train_saes import TrainSAEs
@@ -39,7 +40,12 @@ GROUPS: dict[str, type] = {
     "architecture": GPT2Config,
 }
 
-PRIMARY = {"train": TrainSAEs, "language_model": TrainLanguageModel, "eval": Evaluate}
+PRIMARY = {
+    "train": TrainSAEs,
+    "language_model": TrainLanguageModel,
+    "cache": CacheActivations,
+    "eval": Evaluate,
+}
 
 OTHER_VALUES = {"architecture/demo"}
 """Files whose values differ from the defaults, which is what they are for; the keys agree."""

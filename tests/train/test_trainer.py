@@ -19,6 +19,7 @@ from sae_kit.sae.base import Moment, SAEConfig
 from sae_kit.sae.relu import ReLUConfig
 from sae_kit.sae.topk import TopKConfig
 from sae_kit.timing import Stopwatch
+from sae_kit.train.aim import aim
 from sae_kit.train.loop import TrainingError
 from sae_kit.train.objective import LocalObjective
 from sae_kit.train.trainer import Trainer, TrainerConfig
@@ -154,6 +155,22 @@ def test_an_sae_starts_from_the_data():
     # The median of what lies around 0.5 plus a few random directions.
     for sae in trainer.saes.values():
         assert (sae.b_dec - 0.5).norm() < (sae.b_dec * 0 - 0.5).norm()
+
+
+def test_a_transcoder_starts_aimed_at_what_it_writes():
+    config = replace(TOPK, apply_b_dec_to_input=False)
+    trainer = Trainer(
+        CONFIG,
+        config,
+        LocalObjective(),
+        Planted(SITES[:2]),
+        writes={SITES[0]: SITES[1]},
+        device=torch.device("cpu"),
+    )
+    sae = copy.deepcopy(trainer.saes[SITES[0]])
+    trainer.initialise()
+    aim(sae, *(trainer.source.sample(site, 8192) for site in SITES[:2]))
+    assert_equal(weights(trainer), sae.weights())
 
 
 # --- dead latents and frequencies -----------------------------------------------------------------
