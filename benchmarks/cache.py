@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from sae_kit.checkpoint import save_tensors
 from sae_kit.config import provenance
 from sae_kit.data.cache import CachedConfig, CachedSource
 from sae_kit.data.cache_manifest import (
@@ -36,6 +35,7 @@ from sae_kit.data.cache_manifest import (
     write_manifest,
 )
 from sae_kit.dist import World
+from sae_kit.files import save_tensors
 from sae_kit.models.hooks import torch_dtype
 from sae_kit.timing import Stopwatch
 from sae_kit.train.allocator import keep_freed_memory

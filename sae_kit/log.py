@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from tqdm import tqdm
 
-from sae_kit.checkpoint import write_atomic
 from sae_kit.config import Family
+from sae_kit.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from sae_kit.checkpoint import load_tensors, save_tensors, write_atomic
+from sae_kit.files import load_tensors, save_tensors, write_atomic
 
 JSON, TABLE, ARRAYS = "result.json", "table.csv", "arrays.safetensors"
 

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_kit import dist
 from sae_kit.config import Family
 from sae_kit.data.tokens import TokenSource, take
 from sae_kit.models.hooks import Hookable, Site
@@ -91,6 +92,16 @@ class ActivationSource(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position, as if never stopped."""
+
+    def continue_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on behind all positions of a run that had another number of processes.
+
+        Here for sources whose position counts the rows of all processes together.
+
+        Raises:
+            ValueError: this source's position is bound to the number of processes.
+        """
+        self.load_state_dict(states[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +214,13 @@ class Passes:
 
 
 def input_scale(site: Site, rows: Float[Tensor, "rows width"], config: LiveConfig) -> float:
-    """What brings rows like these to a mean norm of sqrt(width); 1 if `config` scales nothing.
+    """What brings rows like these, of all processes, to a mean norm of sqrt(width); 1 if `config`
+    scales nothing.
 
     Raises:
         ValueError: they cannot be scaled, or trained on.
     """
-    norm = rows.norm(dim=-1).mean(dtype=torch.float64).item()
+    norm = dist.mean(rows.norm(dim=-1).mean(dtype=torch.float64).item())
     if not (math.isfinite(norm) and norm > 0):
         raise ValueError(
             f"sites: activations at {site!r} have mean norm {norm}; the model is broken there, "
@@ -275,9 +287,10 @@ class LiveSource(ActivationSource):
         }
         self._context = torch.empty(n, dtype=torch.int64)
         self._fill(buffer, torch.arange(n))
-        for site, rows in buffer.items():
-            self.scales[site] = input_scale(site, rows, self.config)
-            rows.mul_(self.scales[site])
+        if not self.scales:  # otherwise rows are scaled already
+            for site, rows in buffer.items():
+                self.scales[site] = input_scale(site, rows, self.config)
+                rows.mul_(self.scales[site])
         self._buffer = buffer
 
     def sample(self, site: Site, n_rows: int) -> Float[Tensor, "rows _"]:
@@ -356,3 +369,15 @@ class LiveSource(ActivationSource):
         self._buffer = {site: rows.to(device) for site, rows in state["buffer"].items()}
         self._spare = {site: rows.to(device) for site, rows in state["spare"].items()}
         self._context, self._spare_context = state["context"], state["spare_context"]
+
+    def continue_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """Fill the buffer anew from the first context that no process has read.
+
+        What lay in the buffers is not trained on.
+        """
+        self.tokens.continue_from([state["tokens"] for state in states])
+        self.scales = dict(states[0]["scales"])
+        self.n_contexts_read = sum(state["n_contexts_read"] for state in states)
+        self.generator.set_state(states[0]["generator"])
+        self._buffer, self._spare = {}, {}
+        self._spare_context = torch.empty(0, dtype=torch.int64)

@@ -29,8 +29,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sae_kit.checkpoint import write_atomic
 from sae_kit.config import from_node, to_dict
+from sae_kit.files import write_atomic
 from sae_kit.models.hooks import Hookable, Site, torch_dtype
 
 FORMAT, VERSION = "sae_kit activations", 1

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_kit.checkpoint import checkpoints, latest_checkpoint, save_checkpoint, save_tensors
+from sae_kit.checkpoint import checkpoints, latest_checkpoint, save_checkpoint
 from sae_kit.config import differences, from_node, to_dict
 from sae_kit.data.activations import MAX_EMPTY_PASSES, Passes
 from sae_kit.data.cache_manifest import (
@@ -35,6 +35,7 @@ from sae_kit.data.cache_manifest import (
     write_manifest,
 )
 from sae_kit.data.tokens import TokenSource, take
+from sae_kit.files import save_tensors
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site, torch_dtype
 

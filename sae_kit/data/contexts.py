@@ -200,3 +200,8 @@ class ContextSource(ActivationSource):
         """Go on from a position, as if never stopped."""
         self.tokens.load_state_dict(state["tokens"])
         self.scales = dict(state["scales"])
+
+    def continue_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on with the first context that no process has read."""
+        self.tokens.continue_from([state["tokens"] for state in states])
+        self.scales = dict(states[0]["scales"])

@@ -31,10 +31,10 @@ from typing import final
 from packaging.requirements import Requirement
 from tqdm import tqdm
 
-from sae_kit.checkpoint import write_atomic
 from sae_kit.data.packing import PackedContexts, fingerprint_of, tokenise_once
 from sae_kit.data.tokens import ContextStream, Split, TokensConfig, cache_folder
 from sae_kit.dist import World
+from sae_kit.files import write_atomic
 from sae_kit.models.tokenizer import Tokenizer
 
 ROOTS = (

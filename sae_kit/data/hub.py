@@ -6,7 +6,7 @@ out among themselves document by document (or file by file, where the files divi
 packs its own contexts; documents come in the set's order.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -174,6 +174,10 @@ class HubStream(TokenSource):
         self._epoch = state["epoch"]
         self._epoch_has_tokens = state["epoch_has_tokens"]
         self._pending = state["pending"].numpy().copy()
+
+    def continue_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """Refused: which rows a process reads is fixed by the number of processes."""
+        check_world(len(states), self._world)
 
     def _read(self) -> None:
         """Append the tokens of the next few rows."""

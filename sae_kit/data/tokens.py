@@ -10,7 +10,7 @@ end within a document.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -54,6 +54,14 @@ class TokenSource(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position. Raises ValueError if it belongs to other data or another world."""
+
+    @abstractmethod
+    def continue_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on behind the positions that all processes of a run had, of another number.
+
+        Raises:
+            ValueError: they belong to other data, or cannot be shared out anew.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +130,24 @@ class ContextStream(TokenSource):
             "contexts": self._contexts.fingerprint,
         }
 
+    def continue_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """See TokenSource.continue_from."""
+        self._check_contexts(states[0])
+        furthest = max(state["position"] for state in states) * states[0]["world_size"]
+        self._position = -(-furthest // self._world.size)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position. Raises ValueError if text, tokenizer, seed or world have changed."""
+        self._check_contexts(state)
+        check_world(state["world_size"], self._world)
+        self._position = state["position"]
+
+    def _check_contexts(self, state: dict[str, Any]) -> None:
         if state["contexts"] != self._contexts.fingerprint:
             raise ValueError(
                 "the saved data position belongs to other contexts: the text, the tokenizer, the "
                 "seed or the data config has changed since; start a new run"
             )
-        check_world(state["world_size"], self._world)
-        self._position = state["position"]
 
 
 def check_world(saved_size: int, world: World) -> None:

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_kit.checkpoint import save_tensors, write_atomic
+from sae_kit.files import save_tensors, write_atomic
 from sae_kit.formats.base import Format, SAEInfo
 from sae_kit.formats.saelens_config import (
     RESCALE,

@@ -8,6 +8,7 @@ whole.
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from sae_kit import dist
 from sae_kit.config import nearest
+from sae_kit.dist import PeerLost, world
 from sae_kit.train.allocator import keep_freed_memory
 from sae_kit.train.loop import TrainingError
 
@@ -32,7 +35,13 @@ def launch(entry: Callable[[], None]) -> None:
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     keep_freed_memory()
     try:
-        entry()
+        with dist.joined():
+            # All processes of a run must find the same folder; `now` differs from one to the other.
+            start = time.localtime(dist.gather(time.time())[0])
+            OmegaConf.register_new_resolver(
+                "started", lambda form: time.strftime(form, start), replace=True
+            )
+            entry()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -40,7 +49,9 @@ def launch(entry: Callable[[], None]) -> None:
         message = explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        here = world()
+        who = f" (process {here.rank} of {here.size})" if here.rank else ""
+        print(f"error{who}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -53,7 +64,7 @@ def explain(error: BaseException) -> str | None:
         within = any(p.is_relative_to(_OURS) and p != Path(__file__) for p in raised_in)
         # Outside this package, only Hydra writes: it makes the run folder before the job starts.
         return str(error) if within else _no_folder(error)
-    if isinstance(error, TrainingError):
+    if isinstance(error, TrainingError | PeerLost):
         return str(error)
     if isinstance(error, ValueError) and raised_in:
         theirs = any(raised_in[-1].is_relative_to(place) for place in (_OURS, _HYDRA))

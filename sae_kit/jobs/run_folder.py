@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from sae_kit.checkpoint import write_atomic
 from sae_kit.config import differences, provenance
+from sae_kit.dist import world
+from sae_kit.files import write_atomic
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 
@@ -130,11 +131,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def record_start(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the config, and add this start to the provenance.
+    """Write the config, and add this start to the provenance; process 0 does.
 
     Raises:
         ValueError: the folder cannot be written to.
     """
+    if world().rank > 0:
+        return
     # A run that was killed before it had its config is none.
     before = _starts(folder) if (folder / CONFIG).exists() else []
     entry = {**provenance(), "overrides": _overrides(), "config": dict(config)}

@@ -1,10 +1,12 @@
 """What train.py runs: the task named in the config, from its start or from its last checkpoint."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig
 
+from sae_kit import dist
 from sae_kit.jobs.cache_activations import cache_activations
 from sae_kit.jobs.run_folder import Outcome, leaving_no_empty_folder, resumed_run, start_run
 from sae_kit.jobs.train_language_model import train_language_model
@@ -28,6 +30,9 @@ def train(cfg: DictConfig) -> Outcome:
     resume = cfg.resume is not None
     with leaving_no_empty_folder():
         folder, values = resumed_run(cfg) if resume else start_run(cfg)
+        dist.barrier()  # every process has looked before process 0 writes
+        if dist.world().rank > 0:
+            logging.getLogger("sae_kit").setLevel(logging.WARNING)
         return _job(values)(values, folder, resume=resume)
 
 

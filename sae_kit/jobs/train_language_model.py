@@ -63,6 +63,11 @@ def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) 
         ValueError: the config does not fit together; nothing has been written then.
     """
     config = from_node(TrainLanguageModel, values)
+    if (size := world().size) > 1:
+        raise ValueError(
+            f"task: language_model is the work of one process, not of {size}; start it without "
+            "torchrun"
+        )
     check_context(config.data.context_size, config.architecture.n_ctx)
     if config.architecture.n_vocab < N_BYTE_TOKENS:
         raise ValueError(

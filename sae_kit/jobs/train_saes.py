@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from sae_kit import dist
 from sae_kit.config import from_node, to_dict
 from sae_kit.data.activations import ActivationsConfig, ActivationSource
 from sae_kit.data.contexts import open_contexts
@@ -16,15 +17,16 @@ from sae_kit.data.tokens import TokensConfig, check_context
 from sae_kit.dist import world
 from sae_kit.evals.base import Subject
 from sae_kit.evals.core import Core
-from sae_kit.formats.base import SAES_FOLDER, save_sae
+from sae_kit.formats.base import SAES_FOLDER, load_saes, save_sae
 from sae_kit.jobs.run_folder import Outcome, record_start
-from sae_kit.log import LoggerConfig
+from sae_kit.log import LoggerConfig, NoneConfig
 from sae_kit.models.hooks import Site, match_sites, pair_sites
 from sae_kit.models.pretrained import LanguageModel, ModelConfig
 from sae_kit.result import Result
-from sae_kit.sae.base import SAEConfig
+from sae_kit.sae.base import SAE, SAEConfig
 from sae_kit.timing import Stopwatch
 from sae_kit.train.objective import Objective
+from sae_kit.train.parallel import PARALLEL
 from sae_kit.train.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,17 @@ class TrainSAEs:
     logger: LoggerConfig
 
 
+@final
+@dataclass(frozen=True)
+class Silent:
+    """Latents that never fired while frequencies were counted."""
+
+    shares: Mapping[Site, float]
+    """By site, their share of all latents."""
+    n_rows: int
+    """Positions counted over."""
+
+
 def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome:
     """Train as the config `values` says, in the run folder; a run's score is its mean FVU.
 
@@ -63,38 +76,55 @@ def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome
     check_context(config.data.context_size, subject.model.n_ctx)
     stopwatch = Stopwatch()
     trainer = build_trainer(config, subject, stopwatch)
-    sites = list(trainer.saes)
+    sites = list(config_sites(config, subject))
     # One context, so that a lack of held-out text shows now and not after the training.
-    _subject(config, subject, trainer).contexts(1)
+    _subject(config, subject, trainer.saes).contexts(1)
     record_start(folder, values)
     log.info("run folder: %s", folder)
     log.info("model %s; %d sites: %s", subject.name, len(sites), ", ".join(sites))
-    with contextlib.closing(config.logger.build(folder, values)) as logger:
+    logs = config.logger if world().rank == 0 else NoneConfig()
+    with contextlib.closing(logs.build(folder, values)) as logger:
         stopped = trainer.fit(folder, [logger], resume=resume)
     score = None
     if stopped is None:
         log.info("where the time went: %s", stopwatch.summary())
-        export(config, subject, trainer, folder)
-        result = measure(config, subject, trainer, folder)
-        log.info("\n%s\n\n%s", closing_table(result, trainer), whats_next(folder, sites))
-        score = float(result.scalars["mean_fvu"])
+        if trainer.parallel.saves:
+            export(config, subject, trainer, folder)
+        silent = silent_shares(trainer)  # after which everything is saved
+        if world().rank == 0:
+            saes = trainer.saes if len(trainer.saes) == len(sites) else load_saes(folder)
+            result = measure(config, subject, trainer, saes, folder)
+            log.info("\n%s\n\n%s", closing_table(result, silent), whats_next(folder, sites))
+            score = float(result.scalars["mean_fvu"])
+        score = dist.gather(score)[0]
     return Outcome(stopped, score)
+
+
+def config_sites(config: TrainSAEs, subject: LanguageModel) -> dict[Site, Site]:
+    """The sites that SAEs read, with those that they write."""
+    known = subject.model.sites()
+    if config.writes is None:
+        return {site: site for site in match_sites(config.sites, known)}
+    return pair_sites(config.sites, config.writes, known)
 
 
 def build_trainer(config: TrainSAEs, subject: LanguageModel, stopwatch: Stopwatch) -> Trainer:
     """The trainer of a run at its start, its data opened but nothing computed yet."""
-    known = subject.model.sites()
-    writes = (
-        {site: site for site in match_sites(config.sites, known)}
-        if config.writes is None
-        else pair_sites(config.sites, config.writes, known)
-    )
+    writes, here = config_sites(config, subject), world()
+    if config.trainer.batch_rows % here.size:
+        raise ValueError(
+            f"trainer.batch_rows: {config.trainer.batch_rows} rows cannot be shared equally by "
+            f"{here.size} processes; give a multiple of {here.size}"
+        )
+    parallel = PARALLEL[config.trainer.parallel](here)
+    owned = parallel.owned(writes)
     return Trainer(
         config.trainer,
         config.sae,
         config.objective,
-        _open_source(config, subject, writes, stopwatch),
-        writes=writes,
+        parallel.source(_open_source(config, subject, writes, stopwatch), writes),
+        writes=owned,
+        parallel=parallel,
         device=subject.model.device,
         stopwatch=stopwatch,
     )
@@ -105,6 +135,7 @@ def _open_source(
 ) -> ActivationSource:
     """The activations of all sites read or written, at their start."""
     model, seed = subject.model, config.trainer.seed
+    batch_rows = config.trainer.batch_rows // world().size
     sites = list(dict.fromkeys([*writes, *writes.values()]))
     observed = config.objective.observes(writes.values(), model.sites())
     tokens = config.data.open(subject.tokenizer, split="train", world=world(), seed=seed)
@@ -116,7 +147,7 @@ def _open_source(
             sites,
             tokens,
             observed=observed,
-            batch_rows=config.trainer.batch_rows,
+            batch_rows=batch_rows,
             special_ids=special_ids,
             stopwatch=stopwatch,
         )
@@ -124,7 +155,7 @@ def _open_source(
         model,
         sites,
         tokens,
-        batch_rows=config.trainer.batch_rows,
+        batch_rows=batch_rows,
         special_ids=special_ids,
         seed=seed,
         stopwatch=stopwatch,
@@ -174,39 +205,51 @@ def _metadata(
     }
 
 
-def measure(config: TrainSAEs, subject: LanguageModel, trainer: Trainer, folder: Path) -> Result:
+def measure(
+    config: TrainSAEs,
+    subject: LanguageModel,
+    trainer: Trainer,
+    saes: Mapping[Site, SAE],
+    folder: Path,
+) -> Result:
     """The SAEs on held-out text, saved to `evaluation/`."""
     evaluation = replace(
         FINAL_EVALUATION,
         drop_first_position=trainer.source.drop_first_position,
         drop_special_tokens=trainer.source.drop_special_tokens,
     )
-    result = evaluation.run(_subject(config, subject, trainer))
+    result = evaluation.run(_subject(config, subject, saes))
     result.save(folder / "evaluation")
     return result
 
 
-def _subject(config: TrainSAEs, subject: LanguageModel, trainer: Trainer) -> Subject:
+def _subject(config: TrainSAEs, subject: LanguageModel, saes: Mapping[Site, SAE]) -> Subject:
     return Subject(
         language_model=subject,
-        saes=trainer.saes,
+        saes=saes,
         tokens=config.data,
         seed=config.trainer.seed,
     )
 
 
-def closing_table(result: Result, trainer: Trainer) -> str:
-    """One line per site. Dead latents never fired while frequencies were counted."""
+def silent_shares(trainer: Trainer) -> Silent:
+    """Latents that never fired while frequencies were counted, at the sites of all processes."""
+    own = {site: float((f.n_fired == 0).double().mean()) for site, f in trainer.firing.items()}
+    shares = {site: share for part in dist.gather(own) for site, share in part.items()}
+    return Silent(shares, next(iter(trainer.firing.values())).n_rows)
+
+
+def closing_table(result: Result, silent: Silent) -> str:
+    """One line per site."""
     lines = [f"{'site':<28}{'L0':>7}{'FVU':>9}{'dead %':>8}{'CE recovered':>14}{'KL':>9}"]
     for row in result.rows:
-        firing = trainer.firing[str(row["site"])]
-        dead = (firing.n_fired == 0).double().mean()
+        dead = silent.shares[str(row["site"])]
         lines.append(
             f"{row['site']:<28}{row['l0']:>7.1f}{row['fvu']:>9.4f}{100 * dead:>8.1f}"
             f"{row['ce_recovered']:>14.4f}{row['kl']:>9.4f}"
         )
     lines.append(
-        f"(held-out text; dead: silent for the last {firing.n_rows:,} training tokens; KL in nats)"
+        f"(held-out text; dead: silent for the last {silent.n_rows:,} training tokens; KL in nats)"
     )
     return "\n".join(lines)
 

@@ -1,20 +1,28 @@
 """Which latents fire: how long each has been silent, and how often it has fired of late."""
 
+from collections.abc import Callable
 from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_kit.checkpoint import State
 from sae_kit.sae.code import SparseCode
+from sae_kit.state import State
 
 
 @final
 class Firing:
     """When each latent of one SAE last fired, and how often of late."""
 
-    def __init__(self, d_sae: int, device: torch.device):
+    def __init__(
+        self,
+        d_sae: int,
+        device: torch.device,
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ):
+        """`total` makes counts over the whole batch of those over the rows seen here."""
+        self._total = total
         self.n_since: Int[Tensor, " d_sae"] = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.n_fired: Int[Tensor, " d_sae"] = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.n_rows = 0
@@ -26,6 +34,8 @@ class Firing:
             n_rows = len(code.values)
         else:
             n_fired, n_rows = (code != 0).sum(0), len(code)
+        totals = self._total(torch.cat([n_fired, n_fired.new_tensor([n_rows])]))
+        n_fired, n_rows = totals[:-1], int(totals[-1])
         self.n_since += n_rows
         self.n_since[n_fired > 0] = 0
         if count:

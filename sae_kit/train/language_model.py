@@ -9,7 +9,7 @@ and optimiser stay float32.
 Limits: one device; the data order is the token source's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_kit.checkpoint import State
 from sae_kit.data.tokens import TokenSource, take
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.products import fast_bf16
+from sae_kit.state import State
 from sae_kit.train.loop import Metrics
 from sae_kit.train.schedule import trapezoid
 
@@ -161,6 +161,10 @@ class LanguageModelTask:
             "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "source": self.source.state_dict(),
         }
+
+    def load_parts(self, parts: Sequence[State]) -> None:
+        """Continue exactly; language models are trained by one process."""
+        self.load_state_dict(parts[0])
 
     def load_state_dict(self, state: State) -> None:
         """Continue exactly from what `state_dict` returned."""

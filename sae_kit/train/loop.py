@@ -17,8 +17,11 @@ from typing import Any, NoReturn, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from sae_kit.checkpoint import State, checkpoints, latest_checkpoint, save_checkpoint
+from sae_kit import dist
+from sae_kit.checkpoint import checkpoints, latest_parts, save_checkpoint
+from sae_kit.dist import PeerLost, world
 from sae_kit.log import JsonlLogger, Logger, Progress
+from sae_kit.state import State
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +59,13 @@ class Task(Protocol):
         """
         ...
 
-    def state_dict(self) -> State: ...
+    def state_dict(self) -> State:
+        """This process's part of the state."""
+        ...
 
-    def load_state_dict(self, state: State) -> None: ...
+    def load_parts(self, parts: Sequence[State]) -> None:
+        """Continue from what every process of a run returned from `state_dict`, by number."""
+        ...
 
 
 @final
@@ -97,10 +104,10 @@ class Loop:
         if not checkpoints(self.folder):
             log.info("%s has no checkpoint yet: starting from the beginning", self.run_folder)
             return False
-        path, state = latest_checkpoint(self.folder)
-        self.task.load_state_dict(state["task"])
-        self.n_done = int(state["n_done"])
-        log.info("resumed from %s (step %d of %d)", path, self.n_done, self.plan.n_steps)
+        parts = latest_parts(self.folder)
+        self.task.load_parts(_Tasks(parts))
+        self.n_done = int(parts.path.name.removeprefix("step_"))
+        log.info("resumed from %s (step %d of %d)", parts.path, self.n_done, self.plan.n_steps)
         return True
 
     def run(self) -> signal.Signals | None:
@@ -115,12 +122,18 @@ class Loop:
         try:
             with self._listening() as received, contextlib.ExitStack() as closing:
                 self.run_folder.mkdir(parents=True, exist_ok=True)
+                if world().rank > 0:  # process 0 speaks for all
+                    return self._run(received, None, [])
                 # Steps after the checkpoint are taken again, so their lines go.
                 lines = JsonlLogger(self.run_folder / "metrics.jsonl", resume_step=self.n_done)
                 progress = Progress(self.plan.n_steps * per_step, done=self.n_done * per_step)
                 for one in (lines, progress):
                     closing.enter_context(contextlib.closing(one))
                 return self._run(received, progress, [lines, *self.loggers])
+        except PeerLost as error:
+            raise TrainingError(
+                f"{error}\nAt step {self.n_done}; {self._kept()}. Continue with: {self._continue()}"
+            ) from error
         except OSError as error:
             raise TrainingError(
                 f"{_reason(error)}\nAt step {self.n_done}; {self._kept()}. When that is mended, "
@@ -128,7 +141,7 @@ class Loop:
             ) from error
 
     def _run(
-        self, received: list[signal.Signals], progress: Progress, loggers: Sequence[Logger]
+        self, received: list[signal.Signals], progress: Progress | None, loggers: Sequence[Logger]
     ) -> signal.Signals | None:
         plan = self.plan
         shown: dict[str, float] = {}
@@ -141,15 +154,19 @@ class Loop:
             self.n_done += 1
             if due:
                 shown = self._log(metrics, loggers)
-            progress.update(self.task.n_tokens_per_step, **shown)
-            stopping = bool(received)  # once: a signal may come between two looks
-            if stopping or saving:
+            if progress is not None:
+                progress.update(self.task.n_tokens_per_step, **shown)
+            # Once, since a signal may come between two looks; and it stops all processes.
+            number = dist.largest(received[0] if received else 0)
+            if number or saving:
                 self._save(float(metrics["loss"]))
-            if stopping:
-                name = received[0].name
-                log.warning("stopped by %s after step %d; everything is saved", name, self.n_done)
+            if number:
+                stopped = signal.Signals(number)
+                log.warning(
+                    "stopped by %s after step %d; everything is saved", stopped.name, self.n_done
+                )
                 log.warning("continue with: %s", self._continue())
-                return received[0]
+                return stopped
         return None
 
     def _step(self, *, measure: bool) -> Metrics:
@@ -193,7 +210,9 @@ class Loop:
         return f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was due yet"
 
     def _continue(self) -> str:
-        return f"python train.py resume={self.run_folder}"
+        size = world().size
+        start = "python" if size == 1 else f"torchrun --nproc-per-node {size}"
+        return f"{start} train.py resume={self.run_folder}"
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[list[signal.Signals]]:
@@ -216,6 +235,20 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@final
+class _Tasks(Sequence[State]):
+    """The task's state in every part of a checkpoint, read when asked for."""
+
+    def __init__(self, parts: Sequence[State]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._parts[index]["task"]
 
 
 def _reason(error: OSError) -> str:

@@ -15,23 +15,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from sae_kit.checkpoint import State
 from sae_kit.data.activations import ActivationSource
+from sae_kit.dist import world
 from sae_kit.log import Logger
 from sae_kit.maths import fvu
 from sae_kit.models.hooks import Site
 from sae_kit.sae.base import SAE, Moment, SAEConfig
 from sae_kit.sae.code import SparseCode
+from sae_kit.state import State
 from sae_kit.timing import Stopwatch
 from sae_kit.train.aim import aim
 from sae_kit.train.firing import Firing
 from sae_kit.train.loop import Diverged, Loop, LoopPlan, Metrics
 from sae_kit.train.objective import Objective, SiteOutput, Trained
+from sae_kit.train.parallel import PARALLEL, Parallel, Replicated
 from sae_kit.train.schedule import trapezoid
 
 PRECISIONS = ("exact", "screened")
@@ -39,6 +41,7 @@ EXPLODED = 1e4
 """An FVU that no run recovers from: errors a hundred times as wide as the activations. Dense SAEs
 start at (d_sae / 2 d_in)^2, which leaves them room to an expansion by 200.
 """
+_TOTAL = "total"
 N_INIT_ROWS = 8192  # rows from which an SAE starts; see SAE.init_from
 
 
@@ -50,7 +53,7 @@ class TrainerConfig:
     n_tokens: int = 1_000_000
     """Positions to train on; every SAE sees each of them."""
     batch_rows: int = 2048
-    """Positions per optimiser step."""
+    """Positions per optimiser step, of all processes together."""
     lr: float = 4e-3
     """Adam's peak learning rate."""
     beta1: float = 0.9
@@ -73,6 +76,10 @@ class TrainerConfig:
     """Steps between checkpoints."""
     n_checkpoints: int = 2
     """Checkpoints kept; older ones are deleted."""
+    parallel: str = "data"
+    """Of several processes (torchrun), data: each takes a part of every batch; sites: each takes
+    some sites. See `sae_kit.train.parallel`.
+    """
     seed: int = 0
     """Draws the initial weights and the order of the data."""
 
@@ -90,6 +97,10 @@ class TrainerConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision: {self.precision!r} is unknown; give {' or '.join(PRECISIONS)}"
+            )
+        if self.parallel not in PARALLEL:
+            raise ValueError(
+                f"parallel: {self.parallel!r} is unknown; give {' or '.join(PARALLEL)}"
             )
         if self.n_warmup_steps < 0:
             raise ValueError(f"n_warmup_steps: {self.n_warmup_steps} is negative; 0 is no warm-up")
@@ -138,6 +149,7 @@ class Trainer:
         source: ActivationSource,
         *,
         writes: Mapping[Site, Site] | None = None,
+        parallel: Parallel | None = None,
         device: torch.device,
         stopwatch: Stopwatch | None = None,
     ):
@@ -150,6 +162,7 @@ class Trainer:
             source: the activations of every site that is read or written.
             writes: for transcoders, the site that each one's output stands for, by the site it
                 reads; None = an autoencoder for every site of `source`.
+            parallel: this process's part in the run; None = that of a process with all SAEs.
             device: where the SAEs are to lie.
             stopwatch: counts where the time goes.
 
@@ -170,7 +183,10 @@ class Trainer:
             for site, target in self.writes.items()
         }
         self._screen()
-        self.firing = {site: Firing(sae.d_sae, device) for site, sae in self.saes.items()}
+        self.parallel = parallel or Replicated(world())
+        self.firing = {
+            site: Firing(sae.d_sae, device, self.parallel.total) for site, sae in self.saes.items()
+        }
         self.optimizers = {
             site: torch.optim.Adam(
                 sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True
@@ -193,6 +209,7 @@ class Trainer:
                 aim(one.sae, x, target)
             else:
                 one.sae.init_from(x, target)
+            self.parallel.start(one.sae)
 
     def fit(
         self, folder: Path, loggers: Sequence[Logger], *, resume: bool = False
@@ -226,7 +243,7 @@ class Trainer:
             step, n_steps=c.n_steps, n_warmup=c.n_warmup_steps, n_decay=c.n_decay_steps
         )
         dead = {site: firing.dead(c.dead_after_tokens) for site, firing in self.firing.items()}
-        losses: list[Tensor] = []
+        totals: dict[Site, Tensor] = {}
         measured: dict[Site, Metrics] = {}
         parts = self.objective.parts(self.trained, batch, at=Moment(step, c.n_steps), dead=dead)
         while True:
@@ -238,18 +255,18 @@ class Trainer:
                 part.total.backward()
             for site, output in part.outputs.items():
                 self._update(site, lr)
-                losses.append(output.total.detach())
+                totals[site] = output.total.detach()
                 with self.stopwatch("statistics"):
                     counted = step >= c.n_steps - c.n_counted_steps
                     self.firing[site].note(output.out.code, count=counted)
                     if measure:
                         measured[site] = self._measure(site, output)
         metrics: Metrics = {
-            "loss": torch.stack(losses).mean(),
+            "loss": torch.stack(list(totals.values())).mean(),
             "lr": lr,
             "n_contexts": batch.n_contexts,
         }
-        return {**metrics, **_over_sites(measured)}
+        return {**metrics, **self._over_sites(totals, measured)} if measure else metrics
 
     def _screen(self) -> None:
         """Switch screening on where the config asks for it."""
@@ -266,36 +283,60 @@ class Trainer:
     def _update(self, site: Site, lr: float) -> None:
         sae, optimizer = self.saes[site], self.optimizers[site]
         with self.stopwatch("optimiser"):
+            self.parallel.reduce(sae)
             sae.after_backward()
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
             sae.after_step()
+            self.parallel.agree(sae)
 
     @torch.no_grad()
     def _measure(self, site: Site, output: SiteOutput) -> Metrics:
-        """FVU, L0, share of dead latents, loss terms and the objective's own measures of a site.
-
-        Raises:
-            Diverged: the loss is not finite, or the error has exploded.
-        """
+        """FVU, L0, share of dead latents, loss terms and the objective's own measures of a site."""
         code = output.out.code
         l0 = code.l0() if isinstance(code, SparseCode) else (code != 0).sum(-1)
-        error = fvu(output.target, output.out.recon)
-        if not math.isfinite(loss := float(output.total.detach())):
-            raise Diverged(f"{site}: the loss is {loss}")
-        if error > EXPLODED:
-            raise Diverged(f"{site}: the error has exploded (FVU {float(error):.3g})")
         return {
-            "FVU": error,
+            "FVU": fvu(output.target, output.out.recon),
             "L0": l0.double().mean(),
             "dead": self.firing[site].dead(self.config.dead_after_tokens).double().mean(),
             **{f"loss_{term}": value for term, value in output.terms.items()},
             **output.measures,
         }
 
+    def _over_sites(
+        self, totals: Mapping[Site, Tensor], measured: Mapping[Site, Metrics]
+    ) -> Metrics:
+        """What was measured in all processes, as "<site>/<name>", and means over the sites.
+
+        Raises:
+            Diverged: a loss is not finite, or an error has exploded; in every process.
+        """
+        own = {site: {_TOTAL: total, **measured[site]} for site, total in totals.items()}
+        collected = self.parallel.collect(own)
+        for site, found in collected.items():
+            if not math.isfinite(loss := float(found[_TOTAL])):
+                raise Diverged(f"{site}: the loss is {loss}")
+            if (error := float(found["FVU"])) > EXPLODED:
+                raise Diverged(f"{site}: the error has exploded (FVU {error:.3g})")
+        metrics: dict[str, Tensor | int | float] = {
+            f"{site}/{name}": value
+            for site, found in collected.items()
+            for name, value in found.items()
+            if name != _TOTAL
+        }
+        for name in ("FVU", "L0", "dead"):
+            values = [float(found[name]) for found in collected.values()]
+            metrics[name] = sum(values) / len(values)
+        if len(collected) > len(totals) or self.parallel.world.size > 1:
+            losses = [float(found[_TOTAL]) for found in collected.values()]
+            metrics["loss"] = sum(losses) / len(losses)
+        return metrics
+
     def state_dict(self) -> State:
-        """Weights, optimisers, firing statistics and the source: all that a step depends on."""
+        """This process's part of all that a step depends on: weights, optimisers, firing statistics
+        (of SAEs that others have as well: process 0 only) and the source.
+        """
         return {
             "source": self.source.state_dict(),
             "sites": {
@@ -304,23 +345,42 @@ class Trainer:
                     "optimizer": self.optimizers[site].state_dict()["state"],
                     "firing": self.firing[site].state_dict(),
                 }
-                for site, sae in self.saes.items()
+                for site, sae in (self.saes.items() if self.parallel.saves else ())
             },
         }
 
-    def load_state_dict(self, state: State) -> None:
-        """Continue exactly from what `state_dict` returned."""
-        for site, saved in state["sites"].items():
-            optimizer = self.optimizers[site]
-            self.saes[site].load_state_dict(saved["sae"])
-            optimizer.load_state_dict(
-                {
-                    "state": saved["optimizer"],
-                    "param_groups": optimizer.state_dict()["param_groups"],
-                }
-            )
-            self.firing[site].load_state_dict(saved["firing"])
-        self.source.load_state_dict(state["source"])
+    def load_parts(self, parts: Sequence[State]) -> None:
+        """Continue from what every process of a run returned from `state_dict`.
+
+        Exactly, with as many processes as then. With another number, SAEs and optimisers are
+        restored and the data goes on behind what has been read.
+        """
+        here, missing = self.parallel.world, set(self.saes)
+        alike = len(parts) == here.size
+        # The own part first; one at a time, as each may hold gigabytes of activations.
+        own, sources = (here.rank if alike else 0), []
+        for number in sorted(range(len(parts)), key=lambda number: number != own):
+            if alike and number != own and not missing:
+                break
+            part = parts[number]
+            for site in missing & part["sites"].keys():
+                self._load_site(site, part["sites"][site])
+                missing.remove(site)
+            sources.append((number, part["source"]))
+        if missing:
+            raise ValueError(f"resume: the checkpoint has no SAE for {sorted(missing)[0]}")
+        if alike:
+            self.source.load_state_dict(sources[0][1])
+        else:
+            self.source.continue_from([source for _, source in sorted(sources, key=_number)])
+
+    def _load_site(self, site: Site, saved: State) -> None:
+        optimizer = self.optimizers[site]
+        self.saes[site].load_state_dict(saved["sae"])
+        optimizer.load_state_dict(
+            {"state": saved["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]}
+        )
+        self.firing[site].load_state_dict(saved["firing"])
 
 
 def _build(
@@ -330,14 +390,8 @@ def _build(
     return config.build(widths[reads], d_out, generator=_generator(seed, reads))
 
 
-def _over_sites(measured: Mapping[Site, Metrics]) -> dict[str, Tensor | int | float]:
-    """What was measured, as "<site>/<name>", and the means of FVU, L0 and dead over the sites."""
-    metrics: dict[str, Tensor | int | float] = {
-        f"{site}/{name}": value for site, own in measured.items() for name, value in own.items()
-    }
-    for name in ("FVU", "L0", "dead") if measured else ():
-        metrics[name] = sum(float(own[name]) for own in measured.values()) / len(measured)
-    return metrics
+def _number(numbered: tuple[int, Any]) -> int:
+    return numbered[0]
 
 
 def _generator(seed: int, site: Site) -> torch.Generator:

@@ -14,7 +14,7 @@ HELD_OUT = 10
 READ = """
 import json
 from pathlib import Path
-from sae_kit.checkpoint import load_checkpoint, save_checkpoint
+from sae_kit.checkpoint import (load_checkpoint, save_checkpoint)
 from sae_kit.config import from_node
 from sae_kit.data.tokens import TokensConfig
 from sae_kit.dist import World

@@ -17,16 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from sae_kit import checkpoint
-from sae_kit.checkpoint import (
-    CheckpointError,
-    latest_checkpoint,
-    load_checkpoint,
-    load_tensors,
-    save_checkpoint,
-    save_tensors,
-    write_atomic,
-)
+from sae_kit import files
+from sae_kit.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from sae_kit.files import DamagedFileError, save_tensors
 
 # The children below only save and exit; that other threads do not follow a fork is what we want.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -131,7 +124,7 @@ def test_extra_files_are_stored_and_verified(tmp_path: Path) -> None:
     assert (path / "config.yaml").read_text(encoding="utf-8") == "a: ü\n"
     assert (path / "b").read_bytes() == b"\0"
     (path / "config.yaml").write_text("a: o\n")
-    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+    with pytest.raises(DamagedFileError, match=r"config\.yaml"):
         load_checkpoint(path)
 
 
@@ -204,7 +197,7 @@ def test_no_checkpoint_is_said(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no checkpoint to continue from; found none"):
             latest_checkpoint(folder)
     save_checkpoint(tmp_path, 4, state_at(4), keep=1)
-    with pytest.raises(CheckpointError, match=r"step_5: no such checkpoint.*step_4"):
+    with pytest.raises(DamagedFileError, match=r"step_5: no such checkpoint.*step_4"):
         load_checkpoint(tmp_path / "step_5")
 
 
@@ -233,7 +226,7 @@ def test_damage_is_named_and_the_one_before_is_used(
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state_at(step), keep=2)
     damage(tmp_path / "step_2" / name)
-    with pytest.raises(CheckpointError, match=f"step_2/{name}: "):
+    with pytest.raises(DamagedFileError, match=f"step_2/{name}: "):
         load_checkpoint(tmp_path / "step_2")
     with caplog.at_level(logging.WARNING):
         path, state = latest_checkpoint(tmp_path)
@@ -250,10 +243,10 @@ def test_every_flipped_bit_of_a_small_checkpoint_is_found(tmp_path: Path) -> Non
         for i in range(0, len(data), 3):
             (path / name).write_bytes(data[:i] + bytes([data[i] ^ 4]) + data[i + 1 :])
             if name == "manifest.json":  # a changed blank goes unseen, but no changed state
-                with contextlib.suppress(CheckpointError):
+                with contextlib.suppress(DamagedFileError):
                     assert_same(load_checkpoint(path), intact)
             else:
-                with pytest.raises(CheckpointError, match=name):
+                with pytest.raises(DamagedFileError, match=name):
                     load_checkpoint(path)
         (path / name).write_bytes(data)
 
@@ -294,7 +287,7 @@ CALLS = [
     (Path, "write_bytes"),
     (Path, "write_text"),
     (shutil, "rmtree"),
-    (checkpoint, "save_file"),
+    (files, "save_file"),
 ]
 
 
@@ -428,34 +421,6 @@ def test_interrupt_frees_the_space(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 # --- single files ---------------------------------------------------------------------------------
-
-
-def test_write_atomic_replaces_or_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "config.yaml"
-    write_atomic(file, "old ü")
-    write_atomic(file, b"new")
-    assert file.read_bytes() == b"new"
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left.*config\.yaml"):
-        write_atomic(file, "newer")
-    assert file.read_bytes() == b"new"
-    assert names(tmp_path) == ["config.yaml"]
-
-
-def test_saved_tensors_come_back_in_their_own_memory(tmp_path: Path) -> None:
-    file, tensors = tmp_path / "t.safetensors", {"a/b.c": torch.arange(4.0)[::2]}
-    save_tensors(file, tensors)
-    found = load_tensors(file)
-    file.write_bytes(b"")
-    assert_same(found, tensors)
-    with pytest.raises(CheckpointError, match=r"t\.safetensors: cannot be read"):
-        load_tensors(file)
-    with pytest.raises(CheckpointError, match=r"absent\.safetensors: cannot be read"):
-        load_tensors(tmp_path / "absent.safetensors")
 
 
 def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:

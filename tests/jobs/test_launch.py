@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sae_kit.checkpoint import CheckpointError
+from sae_kit.files import DamagedFileError
 from sae_kit.jobs import launch as launch_module
 from sae_kit.jobs.launch import explain, launch
 from sae_kit.sae.topk import TopKConfig
@@ -71,12 +71,12 @@ def test_what_training_says_is_passed_on():
 
 def test_a_damaged_file_is_the_users_to_know():
     def act():
-        from sae_kit.checkpoint import load_tensors
+        from sae_kit.files import load_tensors
 
         load_tensors(Path("/nowhere/x.safetensors"))
 
     error = raised(act)
-    assert isinstance(error, CheckpointError)
+    assert isinstance(error, DamagedFileError)
     assert "/nowhere/x.safetensors" in explain(error)
 
 
@@ -90,7 +90,7 @@ def test_a_folder_that_hydra_cannot_make_names_the_setting():
 
 
 def test_a_disk_error_of_ours_is_passed_on(tmp_path):
-    from sae_kit.checkpoint import write_atomic
+    from sae_kit.files import write_atomic
 
     (tmp_path / "file").write_text("")
     message = explain(raised(lambda: write_atomic(tmp_path / "file" / "x", "")))

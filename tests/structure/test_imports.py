@@ -9,7 +9,18 @@ import sae_kit
 
 ROOT = Path(sae_kit.__file__).parent
 
-FOUNDATION = {"config", "dist", "checkpoint", "log", "maths", "products", "result", "timing"}
+FOUNDATION = {
+    "config",
+    "dist",
+    "checkpoint",
+    "files",
+    "log",
+    "maths",
+    "products",
+    "result",
+    "state",
+    "timing",
+}
 
 # A layer may import itself and what stands here, nothing else of ours. "formats.base": that module.
 MAY_IMPORT = {
@@ -156,7 +167,7 @@ def test_wandb_is_imported_by_log_alone_and_lazily() -> None:
         ("train.loop", "from sae_kit import evals", "evals"),
         ("maths", "from sae_kit.models.gpt2 import GPT2", "models.gpt2.GPT2"),
         ("maths", "import importlib\nimportlib.import_module('sae_kit.sae')", "sae"),
-        ("result", "from sae_kit.checkpoint import write_atomic", None),
+        ("result", "from sae_kit.files import write_atomic", None),
         ("data.tokens", "import sae_kit", "sae_kit itself"),
         ("jobs.train", "from sae_kit.evals import core\nfrom sae_kit.train import loop", None),
     ],

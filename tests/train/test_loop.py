@@ -39,6 +39,9 @@ class Counting:
     def state_dict(self):
         return {"sum": self.sum, "parts": [{"sum": self.sum}]}
 
+    def load_parts(self, parts):
+        self.load_state_dict(parts[0])
+
     def load_state_dict(self, state):
         self.sum = state["sum"].clone()
 

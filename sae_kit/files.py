@@ -1,0 +1,138 @@
+"""Files that are whole or not there at all, whatever happens while they are written.
+
+A file is written under a hidden name, flushed to the disk and renamed. Tensors are safetensors,
+never code.
+
+Limits: a kill leaves the hidden file behind.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class DamagedFileError(ValueError):
+    """A file that is missing, incomplete or damaged; the message names it."""
+
+
+def write_atomic(path: Path, contents: str | bytes) -> None:
+    """Replace the file at `path`: afterwards, even after a kill, it is the old or the new, whole.
+
+    Raises:
+        OSError: the disk refused; the old file is untouched.
+    """
+    path = Path(path)
+    data = contents.encode("utf-8") if isinstance(contents, str) else contents
+    with _replacing(path) as hidden:
+        hidden.write_bytes(data)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as one safetensors file, atomically; any stride, sharing or device.
+
+    Raises:
+        OSError: the disk refused; an old file at `path` is untouched.
+    """
+    with _replacing(Path(path)) as hidden:
+        write_tensors(hidden, storable(tensors))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in memory of their own (not mapped from the file).
+
+    Raises:
+        DamagedFileError: the file is missing or is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            # A clone: memory mapped from the file has another alignment than torch's own, on
+            # which the last bit of a product may depend, and it vanishes if the file is cut short.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"{path}: cannot be read: {error}") from error
+
+
+def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, contiguous, no memory in common."""
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        stored[name] = tensor
+    return stored
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors that `storable` returned; an OSError says what the disk had against it."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path)
+        path.chmod(mode)  # safetensors leaves a file that only its owner may read
+    except SafetensorError as error:
+        # safetensors wraps the operating system's error in text: "... Os { code: 28, ... }".
+        code = re.search(r"code: (\d+)|os error (\d+)", str(error))
+        number = int(code[1] or code[2]) if code else errno.EIO
+        raise OSError(number, os.strerror(number) if code else str(error), str(path)) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A hidden path to write to, which takes the place of `path` when the block succeeds."""
+    # Runs of one sweep may write the same cached file at the same time.
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield hidden
+        flush(hidden)
+        hidden.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        raise refused(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):  # or it would hide what went wrong
+            hidden.unlink()
+
+
+def refused(error: OSError, path: Path) -> OSError:
+    """An OSError that names the file which could not be written."""
+    reason = error.strerror or str(error)
+    message = f"{reason}: could not write {path}; what was there before is kept"
+    return OSError(error.errno or errno.EIO, message)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file's contents, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """A file's entry in the manifest."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"n_bytes": file.tell(), "sha256": digest}
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the operating system says against reading `path`, as a DamagedFileError naming it."""
+    try:
+        yield
+    except OSError as error:
+        raise DamagedFileError(f"{path}: cannot be read: {error.strerror}") from error
