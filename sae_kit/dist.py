@@ -9,6 +9,7 @@ without a word is noticed by its neighbours at the next exchange (`PeerLost`), n
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ def joined() -> Iterator[World]:
     yield here
     # Not after an error: with one process gone, saying goodbye may wait for it.
     distributed.destroy_process_group()
+    # The group lies in a reference cycle, and its threads crash if they outlive the interpreter.
+    gc.collect()
 
 
 def barrier() -> None:

@@ -267,6 +267,23 @@ def test_a_position_is_left_and_found_again_bit_for_bit(model, tmp_path, n_befor
     assert other.n_contexts_read == source.n_contexts_read
 
 
+def test_another_number_of_processes_goes_on_behind_all_buffers(model):
+    """The first row of a fresh buffer is of the first context that the old ones had not read."""
+    old = open_source(model)
+    for _ in range(3):
+        next(old)
+    state = copy.deepcopy(old.state_dict())
+    new, reference = open_source(model), open_source(model)
+    new.continue_from([state])
+    reference.tokens.load_state_dict(state["tokens"])
+    reference.prepare()
+    new.prepare()
+    assert new.scales == old.scales
+    for site in SITES:
+        rows = reference.sample(site, 8) / reference.scales[site]
+        assert_close(new.sample(site, 8), rows * old.scales[site])
+
+
 def test_batches_are_the_takers_own(model):
     """Writing into a batch must not reach the buffer."""
     source, other = open_source(model), open_source(model)

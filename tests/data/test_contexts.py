@@ -182,6 +182,15 @@ def test_a_position_is_left_and_found_again_bit_for_bit(n_before):
     assert other.scales == source.scales
 
 
+def test_another_number_of_processes_goes_on_with_what_none_has_read():
+    source = open_source()
+    next(source)
+    other = open_source()
+    other.continue_from([source.state_dict()])
+    assert torch.equal(next(other).runs[0].tokens, next(source).runs[0].tokens)
+    assert other.scales == source.scales
+
+
 def test_a_site_does_not_depend_on_the_others():
     alone, among = open_source(sites=SITES[:1], observed=()), open_source()
     for _ in range(3):

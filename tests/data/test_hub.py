@@ -126,6 +126,8 @@ def test_positions_of_other_sets_or_worlds_are_refused(stream: Open) -> None:
         source.load_state_dict({**state, "contexts": "other"})
     with pytest.raises(ValueError, match="1 processes, this one has 2"):
         stream(texts(DOCUMENTS), World(0, 2)).load_state_dict(state)
+    with pytest.raises(ValueError, match="1 processes, this one has 2"):
+        stream(texts(DOCUMENTS), World(0, 2)).continue_from([state])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,23 @@ def test_a_position_can_be_left_and_found_again() -> None:
     assert read(other, 5) == ahead
 
 
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 1), (1, 3)])
+def test_another_number_of_ranks_goes_on_behind_all(before: int, after: int) -> None:
+    old = [ContextStream(Numbered(), world=World(rank, before)) for rank in range(before)]
+    read_by = [read(stream, 4 + (rank == 0)) for rank, stream in enumerate(old)]
+    furthest = max(i for own in read_by for i in own)
+    new = [ContextStream(Numbered(), world=World(rank, after)) for rank in range(after)]
+    for stream in new:
+        stream.continue_from([one.state_dict() for one in old])
+    first = sorted(read(stream, 1)[0] for stream in new)
+    assert first == list(range(first[0], first[0] + after))  # nothing is left out between them
+    assert furthest < first[0] <= furthest + before + after
+    with pytest.raises(ValueError, match="other contexts"):
+        ContextStream(Numbered("others"), world=World(0, 1)).continue_from(
+            [one.state_dict() for one in old]
+        )
+
+
 def test_positions_of_other_data_or_worlds_are_refused() -> None:
     state = ContextStream(Numbered(), world=World(0, 1)).state_dict()
     with pytest.raises(ValueError, match="other contexts"):
