@@ -11,6 +11,7 @@ without a word is noticed by its neighbours at the next exchange (`PeerLost`), n
 import contextlib
 import gc
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -204,7 +205,9 @@ def _listening() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
+        # The back end says where in its sources it noticed, and then why, at some length.
+        said = (str(error).splitlines() or ["no reason given"])[0]
+        reason = re.sub(r"^\[\S+\] ", "", said).partition(". ")[0]
         raise PeerLost(
             f"another process of the run has ended or cannot be reached ({reason})"
         ) from error
