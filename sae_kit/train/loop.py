@@ -22,12 +22,15 @@ from sae_kit.checkpoint import checkpoints, latest_parts, save_checkpoint
 from sae_kit.dist import PeerLost, world
 from sae_kit.log import JsonlLogger, Logger, Progress
 from sae_kit.state import State
+from sae_kit.train.allocator import give_back_memory
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Name of the folder in a run folder that holds its checkpoints."""
 
+TRIM_EVERY = 100
+"""Steps after which unused memory goes back to the system."""
 
 Metrics = Mapping[str, Tensor | int | float]
 """What a step reports, by name."""
@@ -152,6 +155,8 @@ class Loop:
             # What is about to be saved is measured too: nothing that has diverged is kept.
             metrics = self._step(measure=due or saving)
             self.n_done += 1
+            if self.n_done % TRIM_EVERY == 0:
+                give_back_memory()
             if due:
                 shown = self._log(metrics, loggers)
             if progress is not None:
