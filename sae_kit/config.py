@@ -154,6 +154,13 @@ def to_dict(config: object) -> dict[str, Any]:
     return plain
 
 
+def check_counts(config: object, *names: str) -> None:
+    """For a config's __post_init__: ValueError unless each of these fields is 1 or more."""
+    for name in names:
+        if (value := getattr(config, name)) < 1:
+            raise ValueError(f"{name}: {value} is not positive; give 1 or more")
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two nested plain dicts: "trainer.lr: 0.0003 -> 0.001", one per leaf."""
     return _differences(old, new, "")

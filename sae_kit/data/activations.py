@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_kit import dist
-from sae_kit.config import Family
+from sae_kit.config import Family, check_counts
 from sae_kit.data.tokens import TokenSource, take
 from sae_kit.models.hooks import Hookable, Site
 from sae_kit.models.splice import CleanRun
@@ -143,9 +143,7 @@ class LiveConfig(ActivationsConfig, kind="live"):
     """Whether activations are scaled to a mean norm of sqrt(width)."""
 
     def __post_init__(self) -> None:
-        for name in ("buffer_rows", "contexts_per_pass"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        check_counts(self, "buffer_rows", "contexts_per_pass")
 
     def open(
         self,

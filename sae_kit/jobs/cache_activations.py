@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from sae_kit.config import from_node, to_dict
+from sae_kit.config import check_counts, from_node, to_dict
 from sae_kit.data.activations import LiveConfig, Passes
 from sae_kit.data.cache_manifest import (
     MANIFEST,
@@ -54,9 +54,7 @@ class CacheActivations:
     """Draws the order in which the text is read."""
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "contexts_per_pass", "shard_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        check_counts(self, "n_tokens", "contexts_per_pass", "shard_mb")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} is negative; give 0 or more")
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae_kit.config import check_counts
 from sae_kit.data.tokens import TokenSource, take
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.products import fast_bf16
@@ -63,7 +64,8 @@ class LanguageModelConfig:
     """Draws the initial weights and the order of the data."""
 
     def __post_init__(self) -> None:
-        for name in (
+        check_counts(
+            self,
             "n_tokens",
             "batch_contexts",
             "eval_every",
@@ -71,9 +73,7 @@ class LanguageModelConfig:
             "log_every",
             "checkpoint_every",
             "n_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        )
         for name in ("lr_matrix", "lr_other", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")

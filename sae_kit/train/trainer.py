@@ -20,6 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sae_kit.config import check_counts
 from sae_kit.data.activations import ActivationSource
 from sae_kit.dist import world
 from sae_kit.log import Logger
@@ -84,16 +85,15 @@ class TrainerConfig:
     """Draws the initial weights and the order of the data."""
 
     def __post_init__(self) -> None:
-        for name in (
+        check_counts(
+            self,
             "n_tokens",
             "batch_rows",
             "dead_after_tokens",
             "log_every",
             "checkpoint_every",
             "n_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        )
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision: {self.precision!r} is unknown; give {' or '.join(PRECISIONS)}"

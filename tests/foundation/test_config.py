@@ -10,7 +10,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from sae_kit import config
-from sae_kit.config import Family, differences, from_node, nearest, provenance, to_dict
+from sae_kit.config import (
+    Family,
+    check_counts,
+    differences,
+    from_node,
+    nearest,
+    provenance,
+    to_dict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,3 +285,12 @@ def test_git_state_reports_commit_and_dirt(tmp_path: config.Path) -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         from_node(Inner, {}).rate = 1.0
+
+
+def test_counts_are_one_or_more() -> None:
+    class Settings:
+        rows, steps = 0, 3
+
+    check_counts(Settings, "steps")
+    with pytest.raises(ValueError, match=r"^rows: 0 is not positive; give 1 or more$"):
+        check_counts(Settings, "steps", "rows")
