@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sae_kit.viz.plots import MARKERS, PALETTE, Row, axis_labels, grid
 
@@ -49,12 +49,9 @@ def curves(
         for axis, measure in ((ax.xaxis, x), (ax.yaxis, y)):
             if measure.log:
                 (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
-                axis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-                axis.set_minor_formatter(
-                    LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5))
-                    if axis is ax.yaxis
-                    else NullFormatter()
-                )
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
         axis_labels(ax, x.label, y.label)
     handles, labels = axes[0].get_legend_handles_labels()
     n_columns = min(len(labels), 5)

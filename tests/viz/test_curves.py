@@ -49,3 +49,11 @@ def test_a_group_looks_the_same_in_every_panel_and_no_two_groups_do():
     assert looks(one) == looks(two)
     assert len(set(looks(one))) == 10
     assert {colour for colour, *_ in looks(one)} == set(PALETTE)
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    figure = draw(rows(), [Y])
+    figure.draw_without_rendering()
+    labels = {text.get_text() for text in figure.axes[0].get_xticklabels()}
+    assert {"10", "20"} <= labels
+    assert not any("e" in label for label in labels)
