@@ -19,7 +19,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -134,8 +134,8 @@ class LiveConfig(ActivationsConfig, kind="live"):
     """Activations computed as they are needed."""
 
     buffer_rows: int = 65536
-    """Positions in the shuffle buffer; memory is this times the summed widths of the sites, times 4
-    bytes.
+    """Positions in the shuffle buffer, of all processes together; memory is this times the summed
+    widths of the sites, times 4 bytes.
     """
     contexts_per_pass: int = 16
     """Contexts in one model pass."""
@@ -157,14 +157,15 @@ class LiveConfig(ActivationsConfig, kind="live"):
         stopwatch: Stopwatch,
     ) -> "LiveSource":
         """The source at its start, its buffer empty until `prepare`."""
-        if self.buffer_rows < batch_rows:
+        own = replace(self, buffer_rows=-(-self.buffer_rows // dist.world().size))
+        if own.buffer_rows < batch_rows:
             raise ValueError(
                 f"activations.buffer_rows: {self.buffer_rows} is less than a batch of {batch_rows} "
                 f"rows; give at least {16 * batch_rows} so that batches mix contexts, or lower "
                 "trainer.batch_rows"
             )
         return LiveSource(
-            self,
+            own,
             model,
             sites,
             tokens,
@@ -196,10 +197,14 @@ class Passes:
         """The activations of every counting position by site, and which of the contexts each
         belongs to.
         """
-        counts = self.counting(tokens)
+        # Found once, before the model runs: an accelerator would have to stop for it at every site.
+        places = self.counting(tokens).flatten().nonzero().flatten()
         run = self.model.run(tokens, capture=self.sites, stop=self.last)
-        acts = {site: run.acts[site].flatten(2)[counts].float() for site in self.sites}
-        return acts, counts.nonzero()[:, 0]
+        acts = {
+            site: run.acts[site].flatten(2).flatten(0, 1).index_select(0, places).float()
+            for site in self.sites
+        }
+        return acts, places // tokens.shape[1]
 
     def counting(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
         """`[batch pos]`, true where the position is used."""

@@ -26,7 +26,7 @@ from sae_kit.result import Result
 from sae_kit.sae.base import SAE, SAEConfig
 from sae_kit.timing import Stopwatch
 from sae_kit.train.objective import Objective
-from sae_kit.train.parallel import PARALLEL
+from sae_kit.train.parallel import PARALLEL, rows_per_process
 from sae_kit.train.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
@@ -110,13 +110,8 @@ def config_sites(config: TrainSAEs, subject: LanguageModel) -> dict[Site, Site]:
 
 def build_trainer(config: TrainSAEs, subject: LanguageModel, stopwatch: Stopwatch) -> Trainer:
     """The trainer of a run at its start, its data opened but nothing computed yet."""
-    writes, here = config_sites(config, subject), world()
-    if config.trainer.batch_rows % here.size:
-        raise ValueError(
-            f"trainer.batch_rows: {config.trainer.batch_rows} rows cannot be shared equally by "
-            f"{here.size} processes; give a multiple of {here.size}"
-        )
-    parallel = PARALLEL[config.trainer.parallel](here)
+    writes = config_sites(config, subject)
+    parallel = PARALLEL[config.trainer.parallel](world())
     owned = parallel.owned(writes)
     return Trainer(
         config.trainer,
@@ -135,7 +130,7 @@ def _open_source(
 ) -> ActivationSource:
     """The activations of all sites read or written, at their start."""
     model, seed = subject.model, config.trainer.seed
-    batch_rows = config.trainer.batch_rows // world().size
+    batch_rows = rows_per_process(config.trainer.batch_rows, world())
     sites = list(dict.fromkeys([*writes, *writes.values()]))
     observed = config.objective.observes(writes.values(), model.sites())
     tokens = config.data.open(subject.tokenizer, split="train", world=world(), seed=seed)

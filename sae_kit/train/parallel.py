@@ -192,5 +192,19 @@ class Spread(Parallel):
         return {site: own for part in dist.gather(plain) for site, own in part.items()}
 
 
+def rows_per_process(batch_rows: int, world: World) -> int:
+    """This process's part of a batch.
+
+    Raises:
+        ValueError: the batch cannot be shared equally.
+    """
+    if batch_rows % world.size:
+        raise ValueError(
+            f"trainer.batch_rows: {batch_rows} rows cannot be shared equally by {world.size} "
+            f"processes; give a multiple of {world.size}"
+        )
+    return batch_rows // world.size
+
+
 PARALLEL: dict[str, type[Parallel]] = {"data": Replicated, "sites": Spread}
 """By the word in the config."""

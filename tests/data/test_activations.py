@@ -239,6 +239,13 @@ def test_a_sample_is_spread_and_leaves_the_position(model, asked, given):
 # --- position -------------------------------------------------------------------------------------
 
 
+def test_processes_share_the_buffer_out(model, monkeypatch):
+    whole = open_source(model).config.buffer_rows
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert open_source(model).config.buffer_rows == -(-whole // 2)
+
+
 def test_a_site_does_not_depend_on_the_others(model):
     alone, among = open_source(model, sites=SITES[:1]), open_source(model)
     for _ in range(6):
