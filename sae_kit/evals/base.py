@@ -12,8 +12,8 @@ with an activation replaced.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from jaxtyping import Int
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sae_kit import config
 from sae_kit.config import Family
+from sae_kit.data.planted import PLANTED, PlantedConfig
 from sae_kit.data.tokens import TokensConfig, check_context, take
 from sae_kit.dist import World
 from sae_kit.models.gpt2 import GPT2
@@ -143,12 +144,62 @@ class Subject:
         }
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class PlantedSubject:
+    """What is evaluated without a language model: SAEs of rows whose features are known."""
+
+    planted: PlantedConfig
+    """The true dictionary."""
+    saes: Mapping[Site, SAE]
+    """By site; there is one, `planted`."""
+    seed: int = 0
+    """Draws the held-out rows."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the SAEs lie."""
+
+    def check_saes(self) -> None:
+        """Refuse a subject without SAEs, or with one that does not fit the rows.
+
+        Raises:
+            ValueError: no SAEs, one of another site or width, or a transcoder.
+        """
+        if list(self.saes) != [PLANTED]:
+            raise ValueError(
+                f"saes: found {sorted(self.saes)}; give run or saes of a run of "
+                f"--config-name=planted, whose one site is {PLANTED!r}"
+            )
+        sae = self.saes[PLANTED]
+        if sae.is_transcoder or sae.d_in != self.planted.d_in:
+            raise ValueError(
+                f"saes: widths are {sae.d_in} and {sae.d_out}; give an autoencoder of the planted "
+                f"rows' width, {self.planted.d_in}"
+            )
+
+    def description(self) -> dict[str, Any]:
+        """What it is, as JSON values."""
+        return {
+            "planted": config.to_dict(self.planted),
+            "saes": {
+                site: {**config.to_dict(sae.config), "d_in": sae.d_in}
+                for site, sae in self.saes.items()
+            },
+            "seed": self.seed,
+        }
+
+
 class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
     """A question about a trained thing. Subclasses are final, frozen, keyword-only dataclasses."""
 
+    subject_type: ClassVar[type] = Subject
+    """What `run` takes: a Subject, or a PlantedSubject for what needs no language model."""
+
     @abstractmethod
-    def run(self, subject: Subject) -> Result:
+    def run(self, subject: Any) -> Result:
         """Find out. Equal subjects and seeds give equal numbers.
+
+        Args:
+            subject: of type `subject_type`.
 
         Raises:
             ValueError: the subject or the settings do not fit; before the work starts.
@@ -160,7 +211,7 @@ class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
         """The figures of a result, also of one read from disk, by the name of their file."""
 
     @final
-    def provenance(self, subject: Subject) -> dict[str, Any]:
+    def provenance(self, subject: Subject | PlantedSubject) -> dict[str, Any]:
         """What a result keeps of where it comes from."""
         return {
             **config.provenance(),

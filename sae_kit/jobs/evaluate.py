@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 
 from sae_kit.config import from_node
 from sae_kit.data.docs import DocsConfig
+from sae_kit.data.planted import PlantedConfig
 from sae_kit.data.tokens import TokensConfig
-from sae_kit.evals.base import Evaluation, Subject
+from sae_kit.evals.base import Evaluation, PlantedSubject, Subject
 from sae_kit.formats.base import load_saes
 from sae_kit.jobs.run_folder import plain, read_config
 from sae_kit.models.hooks import Site
@@ -70,14 +71,22 @@ def evaluate(cfg: DictConfig, folder: Path) -> Result:
     return result
 
 
-def _subject(config: Evaluate) -> Subject:
+def _subject(config: Evaluate) -> Subject | PlantedSubject:
+    """What the evaluation is of.
+
+    Raises:
+        ValueError: nothing was given, or something that this evaluation does not take.
+    """
+    if config.eval.subject_type is PlantedSubject:
+        return _planted_subject(config)
     saes: Mapping[Site, SAE] = {}
     trained: Mapping[str, Any] = {}
     if config.run is not None:
         trained = read_config(Path(config.run))
         if trained["task"] != "saes":
             raise ValueError(
-                f"run: {config.run} trained no SAEs; give a run of train.py's main job"
+                f"run: {config.run} trained no SAEs of a language model; give a run of train.py's "
+                "main job (for planted rows: eval=recovery)"
             )
     if (where := config.run or config.saes) is not None:
         saes = load_saes(where, config.layers)
@@ -90,6 +99,24 @@ def _subject(config: Evaluate) -> Subject:
         language_model=language_model,
         saes={site: sae.to(device) for site, sae in saes.items()},
         tokens=data,
+        seed=config.seed,
+    )
+
+
+def _planted_subject(config: Evaluate) -> PlantedSubject:
+    """The SAE of a planted run, with the dictionary that its file says it was trained on."""
+    if (where := config.run or config.saes) is None:
+        raise ValueError("run: none given; give run or saes of a run of --config-name=planted")
+    saes = load_saes(where)
+    planted = {site: sae.metadata.get("training", {}).get("planted") for site, sae in saes.items()}
+    if None in planted.values() or not planted:
+        raise ValueError(
+            f"run: the SAEs in {where} were not trained on planted rows; give a run of "
+            "--config-name=planted"
+        )
+    return PlantedSubject(
+        planted=from_node(PlantedConfig, next(iter(planted.values())), where="planted"),
+        saes=saes,
         seed=config.seed,
     )
 

@@ -37,7 +37,12 @@ class Outcome:
     """What a search over settings minimises, where the task has such a thing."""
 
 
-PRIMARY = {"saes": "train", "language_model": "language_model", "cache": "cache"}
+PRIMARY = {
+    "saes": "train",
+    "language_model": "language_model",
+    "cache": "cache",
+    "planted": "planted",
+}
 """The primary config of each task."""
 
 

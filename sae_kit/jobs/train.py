@@ -10,6 +10,7 @@ from sae_kit import dist
 from sae_kit.jobs.cache_activations import cache_activations
 from sae_kit.jobs.run_folder import Outcome, leaving_no_empty_folder, resumed_run, start_run
 from sae_kit.jobs.train_language_model import train_language_model
+from sae_kit.jobs.train_planted import train_planted
 from sae_kit.jobs.train_saes import train_saes
 
 Job = Callable[..., Outcome]
@@ -18,6 +19,7 @@ JOBS: dict[str, Job] = {
     "saes": train_saes,
     "language_model": train_language_model,
     "cache": cache_activations,
+    "planted": train_planted,
 }
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_planted
 import toy_subject
 from matplotlib.figure import Figure
 
 from sae_kit.config import from_node, to_dict
-from sae_kit.evals.base import Evaluation, Subject
+from sae_kit.evals.base import Evaluation, PlantedSubject, Subject
 from sae_kit.result import Result
 
 # Small values of fields whose defaults take long.
@@ -22,11 +23,17 @@ SMALL = {
     "n_prompts": 20,
     "induction_length": 10,
     "docs": False,
+    "n_rows": 2048,
 }
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+def subject(
+    evaluation, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject | PlantedSubject]:
+    if evaluation.subject_type is PlantedSubject:
+        yield toy_planted.subject()
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield toy_subject.subject(tmp_path_factory.mktemp("text"))
@@ -55,7 +62,8 @@ def numbers(result: Result) -> dict[str, float]:
 def test_a_result_says_what_it_is_of(evaluation, subject, result):
     assert result.name == evaluation.word
     assert result.provenance["evaluation"] == to_dict(evaluation)
-    assert result.provenance["subject"]["model"] == "toy"
+    if isinstance(subject, Subject):
+        assert result.provenance["subject"]["model"] == "toy"
     assert list(result.provenance["subject"]["saes"]) == list(subject.saes)
     assert from_node(Evaluation, result.provenance["evaluation"]) == evaluation
 
@@ -128,7 +136,8 @@ def test_the_order_of_the_latents_does_not_matter(evaluation, subject, result):
 
 def test_the_subject_is_left_as_it_was(evaluation, subject):
     def state() -> list[torch.Tensor]:
-        modules = [subject.model, *subject.saes.values()]
+        model = [subject.model] if isinstance(subject, Subject) else []
+        modules = [*model, *subject.saes.values()]
         return [p.detach().clone() for module in modules for p in module.parameters()]
 
     before, random_state = state(), torch.get_rng_state()
@@ -136,7 +145,8 @@ def test_the_subject_is_left_as_it_was(evaluation, subject):
     assert torch.equal(torch.get_rng_state(), random_state), "drew from the global generator"
     for was, now in zip(before, state(), strict=True):
         assert torch.equal(was, now)
-    assert all(p.grad is None for p in subject.model.parameters())
+    if isinstance(subject, Subject):
+        assert all(p.grad is None for p in subject.model.parameters())
 
 
 def test_the_module_says_nothing_of_matplotlib_until_it_draws(evaluation):

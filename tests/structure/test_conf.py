@@ -11,11 +11,13 @@ from omegaconf import OmegaConf
 import sae_kit
 from sae_kit.config import MISSING, Family, from_node, to_dict
 from sae_kit.data.activations import ActivationsConfig
+from sae_kit.data.planted import PlantedConfig
 from sae_kit.data.tokens import TokensConfig
 from sae_kit.evals.base import Evaluation
 from sae_kit.jobs.cache_activations import CacheActivations
 from sae_kit.jobs.evaluate import Evaluate
 from sae_kit.jobs.train_language_model import TrainLanguageModel
+from sae_kit.jobs.train_planted import TrainPlanted
 from sae_kit.jobs.train_saes import TrainSAEs
 from sae_kit.log import LoggerConfig
 from sae_kit.models.gpt2 import GPT2Config
@@ -38,12 +40,14 @@ GROUPS: dict[str, type] = {
     "eval": Evaluation,
     "lm": LanguageModelConfig,
     "architecture": GPT2Config,
+    "planted": PlantedConfig,
 }
 
 PRIMARY = {
     "train": TrainSAEs,
     "language_model": TrainLanguageModel,
     "cache": CacheActivations,
+    "planted": TrainPlanted,
     "eval": Evaluate,
 }
 
