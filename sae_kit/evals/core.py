@@ -239,7 +239,7 @@ class Statistics:
         self.n_rows += context.bincount(minlength=len(self.n_rows))
         chunks = (rows.split(SAE_ROWS) for rows in (read, written, context))
         for x, target, where in zip(*chunks, strict=True):
-            code = self.sae.encode_rows(x)
+            code = self.sae.natural_code(x)
             recon = self.sae.reconstruct(x, code)
             l0, n_fired = _count(code)
             self.n_fired += n_fired

@@ -1,39 +1,49 @@
 """Saved SAEs: open them, whatever tool wrote them, and write them for others to open.
 
 A format is one module of this package with one `Format` class, which registers itself; its name is
-the word that `save_sae(format=...)` takes. Opening needs no word: formats know their own files.
+the word that `format=` takes. Opening needs no word: formats know their own files. A `Format` says
+which files are its own (`find`), what they hold (`inspect`), and the weights by our names in our
+orientation (`weights`); building the SAE and checking it is the same for all, and here.
 
-Where SAEs lie: `<run>/saes/<site>/`, one folder each, named after the site.
-
-Limits: local folders only.
+What a file means is never changed on the way. Where the same outputs are computed by other weights
+than the file's (a decoder normalised as its library does it, a scale folded), `conversions` says
+so, in `inspect_sae` and in the SAE's metadata.
 """
 
 import importlib
 import pkgutil
-import re
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_kit.formats.places import Header, Place, refuse
+from sae_kit.formats.sites import layer_of, site_order
+from sae_kit.formats.sources import open_source
 from sae_kit.sae import SAE, SAEConfig
+from sae_kit.sae.normalization import Normalization
 
 SAES_FOLDER = "saes"
 """Name of the folder inside a run folder that holds one folder per site."""
 
+CONVERSIONS = "conversions"
+"""Key of the metadata under which an SAE keeps what was converted when it was opened."""
+
+Source = str | Path
+
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SAEInfo:
     """What can be known about a saved SAE without reading its weights."""
 
-    path: Path
-    """The folder."""
+    source: str
+    """The folder or file."""
 
     format: str
     """Name of the format it is in."""
@@ -44,41 +54,71 @@ class SAEInfo:
     d_in: int
     """Width of its input."""
 
-    d_out: int | None
+    d_out: int | None = None
     """Width of what a transcoder reconstructs; None = an autoencoder."""
 
+    normalization: Normalization = "none"
+    """How it normalises each row that it reads."""
+
+    needs_input_scale: bool = False
+    """Whether it is for scaled inputs, and nothing beside it says by how much they are scaled."""
+
     site: str | None
-    """The site it was trained on, if the file says so."""
+    """The site it was trained on, if the file or its name says so."""
 
     metadata: Mapping[str, Any]
-    """Everything else the file says about where the SAE comes from."""
+    """Everything else that is said about where the SAE comes from, in SAELens' vocabulary."""
 
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    conversions: tuple[str, ...] = ()
+    """What was done to weights or settings to compute the same outputs here."""
+
+    tensors: Header
     """Type (safetensors' word) and shape of each stored tensor."""
 
 
 class Format(ABC):
-    """A layout of files for one SAE in one folder."""
+    """A layout of files for one SAE, in a folder or in a single file."""
 
     name: ClassVar[str]
     _known: ClassVar[dict[str, type["Format"]]] = {}
 
-    def __init_subclass__(cls, *, name: str) -> None:
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
         super().__init_subclass__()
-        cls.name = name
-        Format._known[name] = cls
+        if name is not None:
+            cls.name = name
+            Format._known[name] = cls
 
     @abstractmethod
-    def recognises(self, folder: Path) -> bool:
-        """Whether the folder holds (perhaps damaged) files of this format."""
+    def find(self, names: Collection[str]) -> list[str]:
+        """Which of these files are (perhaps damaged) SAEs of this format.
+
+        Args:
+            names: of files, relative to the place that is looked at.
+
+        Returns:
+            One entry per SAE: its folder ("" is the place itself), or its file where one file is an
+            SAE.
+        """
 
     @abstractmethod
-    def inspect(self, folder: Path) -> SAEInfo:
-        """See inspect_sae."""
+    def recognises(self, place: Place) -> bool:
+        """Whether an SAE that `find` named is of this format, as far as contents have to tell."""
 
     @abstractmethod
-    def load(self, folder: Path) -> SAE:
-        """See load_sae."""
+    def site(self, place: Place) -> str | None:
+        """The site of an SAE, from its config or where it lies, without reading weights."""
+
+    @abstractmethod
+    def inspect(self, place: Place) -> SAEInfo:
+        """What is there, checked as far as that goes without reading weights. See inspect_sae."""
+
+    @abstractmethod
+    def weights(self, place: Place, info: SAEInfo) -> dict[str, Tensor]:
+        """The tensors of the SAE that `inspect` described, as its `weights()` has them."""
+
+
+class WritableFormat(Format, ABC):
+    """A format that SAEs can be written in."""
 
     @abstractmethod
     def save(
@@ -102,9 +142,9 @@ def formats() -> dict[str, Format]:
 
 def save_sae(
     sae: SAE,
-    path: str | Path,
+    path: Source,
     *,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
     sparsity: Float[Tensor, " d_sae"] | None = None,
     format: str = "saelens",
 ) -> None:
@@ -114,7 +154,8 @@ def save_sae(
         sae: the SAE, its input scaling folded in: what is saved takes raw activations.
         path: the folder.
         metadata: JSON values on where it comes from, in SAELens' vocabulary where that has a word
-            (`model_name`, `hook_name` for the site, `context_size`, `prepend_bos`, ...).
+            (`model_name`, `hook_name` for the site, `context_size`, `prepend_bos`, ...); None is
+            `sae.metadata`.
         sparsity: how often each latent fires, as a share of rows in [0, 1].
         format: name of the layout.
 
@@ -122,106 +163,188 @@ def save_sae(
         ValueError: an unknown format, or an SAE or metadata that the format cannot hold faithfully.
     """
     known = formats()
-    if format not in known:
-        raise ValueError(f"format: {format!r} is unknown; choose one of {', '.join(known)}")
-    known[format].save(sae, Path(path), metadata=metadata, sparsity=sparsity)
+    writable = {name: one for name, one in known.items() if isinstance(one, WritableFormat)}
+    if format not in writable:
+        what = "can be read but not written" if format in known else "is unknown"
+        raise ValueError(f"format: {format!r} {what}; choose one of {', '.join(writable)}")
+    for name, tensor in sae.weights().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: holds NaN or infinity; save an earlier checkpoint")
+    if sparsity is not None and (
+        sparsity.shape != (sae.d_sae,) or not ((sparsity >= 0) & (sparsity <= 1)).all()
+    ):
+        raise ValueError(
+            f"sparsity: shape {tuple(sparsity.shape)}, from {sparsity.min()} to "
+            f"{sparsity.max()}; give the firing frequency in [0, 1] of {sae.d_sae} latents"
+        )
+    given = sae.metadata if metadata is None else metadata
+    writable[format].save(sae, Path(path), metadata=given, sparsity=sparsity)
 
 
-def load_sae(path: str | Path) -> SAE:
+def load_sae(
+    source: Source,
+    *,
+    format: str = "auto",
+    site: str | None = None,
+    input_scale: float | None = None,
+) -> SAE:
     """Open a saved SAE; `sae.metadata` says where it comes from.
+
+    Args:
+        source: its folder or file.
+        format: name of its format; auto recognises it from the files.
+        site: where it belongs in the model, if the file does not say so.
+        input_scale: for a file whose inputs are to be multiplied by a number that it does not hold
+            (SAELens' expected_average_only_in, not folded): that number, which is folded in.
 
     Raises:
         ValueError: nothing there that any format knows, a damaged file, a tensor of the wrong name
             or shape, or an SAE whose outputs this package would not reproduce.
     """
-    folder = Path(path)
-    return _recognise(folder).load(folder)
+    known, place = _recognise(open_source(source), format)
+    return _open(known, place, site, input_scale)
 
 
-def inspect_sae(path: str | Path) -> SAEInfo:
-    """What is saved at `path`, from its config and the header of its weights; no weights are read.
+def inspect_sae(source: Source, *, format: str = "auto") -> SAEInfo:
+    """What is saved there, from its config and the header of its weights; no weights are read.
 
     Raises:
         ValueError: as load_sae.
     """
-    folder = Path(path)
-    return _recognise(folder).inspect(folder)
+    known, place = _recognise(open_source(source), format)
+    return known.inspect(place)
 
 
-def load_saes(path: str | Path, layers: Collection[int] | None = None) -> dict[str, SAE]:
-    """Open the SAEs of a run, by site, in the order in which the model computes the sites.
+def load_saes(
+    source: Source, layers: Collection[int] | None = None, *, format: str = "auto"
+) -> dict[str, SAE]:
+    """Open several SAEs, by site, in the order in which the model computes the sites.
 
     Args:
-        path: a run folder (which has `saes/`) or a folder of SAE folders.
+        source: a run folder (which has `saes/`), a folder of SAEs, or a single SAE.
         layers: block numbers to open; None opens all.
+        format: as for load_sae.
 
     Raises:
-        ValueError: no SAEs there, a layer that has none, or as load_sae.
+        ValueError: no SAEs there, a layer that has none, several SAEs at one site, or as load_sae.
     """
-    folders = dict(_sae_folders(Path(path)))
+    root = open_source(source)
+    if any(name.startswith(f"{SAES_FOLDER}/") for name in root.names()):
+        root = root.at(SAES_FOLDER)
+    found = _by_site(root, format)
+    if not found:
+        raise ValueError(
+            f"{root.where}: holds no SAEs; give a run folder that has {SAES_FOLDER}/<site>/, or a "
+            "folder of SAEs"
+        )
     if layers is not None:
-        available = sorted({layer for site in folders if (layer := _layer(site)) is not None})
+        available = sorted({layer for site in found if (layer := layer_of(site)) is not None})
         absent = sorted(set(layers) - set(available))
         if absent:
-            raise ValueError(f"layers: {absent} have no SAE in {path}; available: {available}")
-        folders = {site: folder for site, folder in folders.items() if _layer(site) in set(layers)}
-    return {site: load_sae(folders[site]) for site in sorted(folders, key=_site_order)}
+            raise ValueError(f"layers: {absent} have no SAE in {source}; available: {available}")
+        found = {site: one for site, one in found.items() if layer_of(site) in set(layers)}
+    return {site: _open(*found[site], site) for site in sorted(found, key=site_order)}
 
 
-def _recognise(folder: Path) -> Format:
+def _chosen(format: str) -> dict[str, Format]:
+    """The formats that may be tried."""
     known = formats()
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give the local folder of a saved SAE")
-    for one in known.values():
-        if one.recognises(folder):
-            return one
-    if (folder / SAES_FOLDER).is_dir():
-        raise ValueError(f"{folder}: this is a run, not one SAE; open it with load_saes")
+    if format == "auto":
+        return known
+    if format not in known:
+        raise ValueError(f"format: {format!r} is unknown; choose one of auto, {', '.join(known)}")
+    return {format: known[format]}
+
+
+def _recognise(place: Place, format: str) -> tuple[Format, Place]:
+    """The format of the one SAE at a place."""
+    chosen, names = _chosen(format), place.names()
+    below: list[str] = []
+    for one in chosen.values():
+        entries = one.find(names)
+        here = [entry for entry in entries if entry == "" or names == (entry,)]
+        if here and one.recognises(place):
+            return one, place
+        below += entries
+    if below:
+        raise ValueError(
+            f"{place.where}: this is no SAE, but has {len(set(below))} below it; open it with "
+            f"load_saes, or one of them, such as {place.file(min(below))}"
+        )
+    words = ", ".join(chosen)
     raise ValueError(
-        f"{folder}: holds no SAE in a known format ({', '.join(known)}); "
-        "for saelens it needs cfg.json and sae_weights.safetensors"
+        f"{place.where}: holds no SAE in a known format ({words}); it has "
+        f"{_listed(names) or 'no files'}, and saelens, say, needs cfg.json and "
+        "sae_weights.safetensors"
     )
 
 
-def _sae_folders(path: Path) -> list[tuple[str, Path]]:
-    """(site, folder) of each SAE below `path`."""
-    root = path / SAES_FOLDER if (path / SAES_FOLDER).is_dir() else path
-    if not root.is_dir():
-        raise ValueError(f"{path}: no such folder; give a run folder or a folder of SAE folders")
-    known = formats().values()
-    found = [
-        (folder.name, folder)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and any(one.recognises(folder) for one in known)
-    ]
-    if not found:
-        raise ValueError(f"{root}: holds no SAEs; give a run folder that has {SAES_FOLDER}/<site>/")
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _by_site(root: Place, format: str) -> dict[str, tuple[Format, Place]]:
+    """Every SAE below a place, by its site, or by its folder where nothing says which."""
+    found: dict[str, tuple[Format, Place]] = {}
+    seen: set[str] = set()
+    names = root.names()
+    for one in _chosen(format).values():
+        for entry in sorted(set(one.find(names)) - seen):
+            place = root if names == (entry,) else root.at(entry)
+            if not one.recognises(place):
+                continue
+            seen.add(entry)
+            site = one.site(place) or entry.rsplit("/", 1)[-1]
+            if site in found:
+                raise ValueError(
+                    f"{root.where}: both {found[site][1].where} and {place.where} are SAEs of "
+                    f"{site}; open one of them"
+                )
+            found[site] = (one, place)
     return found
 
 
-# Sites in the order in which a block computes them; a name that is none of these comes last.
-_WITHIN_BLOCK = (
-    "hook_resid_pre",
-    "ln1.",
-    "attn.",
-    "hook_attn_out",
-    "hook_resid_mid",
-    "ln2.",
-    "mlp.",
-    "hook_mlp_out",
-    "hook_resid_post",
-)
+def _open(
+    known: Format, place: Place, site: str | None = None, input_scale: float | None = None
+) -> SAE:
+    """The SAE itself, built from what its format says."""
+    info = known.inspect(place)
+    if site is not None and info.site is None:
+        info = replace(info, site=site)
+    _check_scale(info, input_scale)
+    weights = known.weights(place, info)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            refuse(place.where, f"{name} holds NaN or infinity", "train or save it again")
+    # Every drawn weight is overwritten below; a generator of its own spares the global one.
+    sae = info.config.build(info.d_in, info.d_out, generator=torch.Generator().manual_seed(0))
+    if torch.float64 in {tensor.dtype for tensor in weights.values()}:
+        sae = sae.double()
+    sae.load_weights(weights)
+    if input_scale is not None:
+        sae.fold_scales(input_scale, input_scale)
+    sae.normalization = info.normalization
+    sae.metadata = dict(info.metadata)
+    if info.site is not None:
+        sae.metadata["hook_name"] = info.site
+    conversions = list(info.conversions)
+    if input_scale is not None:
+        conversions.append(f"input scale {input_scale} folded into the weights")
+    if conversions:
+        sae.metadata[CONVERSIONS] = conversions
+    return sae
 
 
-def _layer(site: str) -> int | None:
-    match = re.match(r"blocks\.(\d+)\.", site)
-    return int(match[1]) if match else None
-
-
-def _site_order(site: str) -> tuple[int, int, str]:
-    layer = _layer(site)
-    if layer is None:
-        return (sys.maxsize if site.startswith("ln_final") else -1, 0, site)
-    name = site.split(".", 2)[2]
-    ranks = (rank for rank, start in enumerate(_WITHIN_BLOCK) if name.startswith(start))
-    return (layer, next(ranks, len(_WITHIN_BLOCK)), site)
+def _check_scale(info: SAEInfo, input_scale: float | None) -> None:
+    if info.needs_input_scale and input_scale is None:
+        refuse(
+            info.source,
+            "is for inputs that are scaled to a mean norm of sqrt(d_in), by a number that is not "
+            "stored with it",
+            f"give load_sae(input_scale=sqrt({info.d_in}) / mean norm of the activations), or "
+            "inputs scaled so, with input_scale=1",
+        )
+    if input_scale is not None and not info.needs_input_scale:
+        refuse(
+            info.source, f"takes inputs as they are, and input_scale is {input_scale}", "give none"
+        )

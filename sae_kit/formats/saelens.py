@@ -10,7 +10,11 @@ Written is what computes the outputs: a BatchTopK SAE, say, is written as the ju
 is once trained. See formats/saelens_config.py for cfg.json, and for how an SAE comes back as what
 it was.
 
-A file that asks for something whose outputs we would not reproduce (input normalisation, another
+Read as well: the older, flat layout (gpt2-small-res-jb and its kin), and checkpoints of runs under
+way, whose weights are still those for scaled inputs; `activation_scaler.json` beside them has the
+scale, which is folded in. Where it is lost, load_sae(input_scale=...) takes it.
+
+A file that asks for something whose outputs we would not reproduce (whitened inputs, another
 architecture, ...) is refused, never reinterpreted.
 
 Limits: standard, topk, jumprelu and gated architectures, as autoencoders or transcoders;
@@ -18,95 +22,160 @@ half-precision weights are widened to float32.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_kit.files import save_tensors, write_atomic
-from sae_kit.formats.base import Format, SAEInfo
+from sae_kit.formats.base import SAEInfo, WritableFormat
+from sae_kit.formats.places import Place, refuse
 from sae_kit.formats.saelens_config import (
+    IN_TRAINING,
     RESCALE,
+    UNFOLDED,
     Plain,
     contents_for,
+    modern,
     plain_of,
     provenance,
-    read_contents,
-    refuse,
 )
+from sae_kit.formats.tensors import check_header, read_safetensors
 from sae_kit.sae import SAE
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+SCALER = "activation_scaler.json"  # of checkpoints
 
 # Our names of tensors that the file names otherwise, by plain architecture.
 RENAMED = {"gated": {"b_enc": "b_gate"}}
 
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+
+@final
+@dataclass(frozen=True)
+class _Config:
+    """cfg.json and what stands beside it, understood."""
+
+    contents: Mapping[str, Any]
+    plain: Plain
+    counted: bool
+    """Whether one threshold for all latents is stored, as while BatchTopK is trained."""
+    scale: float | None
+    """That is to be folded into the weights, of a checkpoint."""
+
+    @staticmethod
+    def read(place: Place) -> "_Config":
+        where = place.file(CONFIG)
+        contents = modern(place.json(CONFIG), where)
+        unfolded = contents.get("normalize_activations") == UNFOLDED
+        return _Config(
+            contents,
+            plain_of(contents, where),
+            contents.get("architecture") in IN_TRAINING,
+            _scale(place) if unfolded and place.has(SCALER) else None,
+        )
+
+    @property
+    def needs_scale(self) -> bool:
+        return self.contents.get("normalize_activations") == UNFOLDED and self.scale is None
+
+    def conversions(self) -> tuple[str, ...]:
+        done = {
+            f"input scale {self.scale} folded into the weights": self.scale is not None,
+            f"{RESCALE} folded into the weights": bool(self.contents.get(RESCALE)),
+            "threshold of a BatchTopK checkpoint given to every latent": self.counted,
+        }
+        return tuple(what for what, was in done.items() if was)
 
 
 @final
-class SAELensFormat(Format, name="saelens"):
+class SAELensFormat(WritableFormat, name="saelens"):
     """See the module's docstring."""
 
-    def recognises(self, folder: Path) -> bool:
-        """See Format.recognises."""
-        return (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
+    def find(self, names: Collection[str]) -> list[str]:
+        """Folders that hold either of the two files, and nothing that is another format's."""
+        found = {
+            folder.rstrip("/")
+            for name in names
+            for folder, slash, file in [name.rpartition("/")]
+            if file == WEIGHTS or (file == CONFIG and _only_config(folder, slash, names))
+        }
+        return sorted(found)
 
-    def inspect(self, folder: Path) -> SAEInfo:
-        """See inspect_sae."""
-        contents = read_contents(folder / CONFIG)
-        plain = plain_of(contents, folder / CONFIG)
-        config, metadata = provenance(contents, plain, folder / CONFIG)
-        tensors = _read_header(folder / WEIGHTS)
-        _check_tensors(tensors, plain, folder / WEIGHTS)
+    def recognises(self, place: Place) -> bool:
+        """Names tell."""
+        return True
+
+    def site(self, place: Place) -> str | None:
+        """The file's word; or the folder's name, if it is a site's."""
+        metadata = modern(place.json(CONFIG), place.file(CONFIG)).get("metadata")
+        site = metadata.get("hook_name") if isinstance(metadata, Mapping) else None
+        name = place.where.rsplit("/", 1)[-1]
+        return str(site) if site else name if "hook_" in name else None
+
+    def inspect(self, place: Place) -> SAEInfo:
+        """See Format.inspect."""
+        read = _Config.read(place)
+        config, metadata = provenance(read.contents, read.plain, place.file(CONFIG))
+        tensors = place.header(WEIGHTS)
+        d_sae = read.plain.settings["d_sae"]
+        widths = f"d_in={read.plain.d_in} and d_sae={d_sae}"
+        widths += "" if read.plain.d_out is None else f" and d_out={read.plain.d_out}"
+        check_header(
+            tensors,
+            _expected(read),
+            place.file(WEIGHTS),
+            optional={"scaling_factor": (d_sae,)},  # of the older layout; see below
+            because=widths,
+        )
         return SAEInfo(
-            path=folder,
+            source=place.where,
             format=self.name,
             config=config,
-            d_in=plain.d_in,
-            d_out=plain.d_out,
-            site=metadata.get("hook_name"),
+            d_in=read.plain.d_in,
+            d_out=read.plain.d_out,
+            normalization=read.plain.normalization,
+            needs_input_scale=read.needs_scale,
+            site=self.site(place),
             metadata=metadata,
+            conversions=read.conversions(),
             tensors=tensors,
         )
 
-    def load(self, folder: Path) -> SAE:
-        """See load_sae."""
-        info = self.inspect(folder)
-        contents = read_contents(folder / CONFIG)
-        plain = plain_of(contents, folder / CONFIG)
-        # Every drawn weight is overwritten below; a generator of its own spares the global one.
-        sae = info.config.build(info.d_in, info.d_out, generator=torch.Generator().manual_seed(0))
-        if plain != (ours := Plain.of(sae)):
+    def weights(self, place: Place, info: SAEInfo) -> dict[str, Tensor]:
+        """See Format.weights."""
+        read = _Config.read(place)
+        names = {theirs: ours for ours, theirs in RENAMED.get(read.plain.arch, {}).items()}
+        stored = {name: names.get(name, name) for name in info.tensors}
+        weights = read_safetensors(place, WEIGHTS, stored)
+        where = place.file(WEIGHTS)
+        _check_scaling_factor(weights.pop("scaling_factor", None), where)
+        if read.counted:
+            # Double only while it is a running mean.
+            line = weights.pop("topk_threshold").to(weights["W_dec"].dtype)
+            weights["threshold"] = line.expand(info.config.d_sae).clone()
+        if read.scale is not None:
+            _fold_scale(weights, read.scale, line=bool(read.contents.get(RESCALE)))
+        if read.contents.get(RESCALE):
+            _fold_norms(weights, where)
+        self._check_origin(place, read, info)
+        return weights
+
+    def _check_origin(self, place: Place, read: _Config, info: SAEInfo) -> None:
+        """The architecture it was trained as must compute what the file says to everybody."""
+        if "sae_kit" not in (read.contents.get("metadata") or {}):
+            return
+        sae = info.config.build(1, info.d_out and 1, generator=torch.Generator())
+        if read.plain.settings != (ours := Plain.of(sae)).settings:
             refuse(
-                folder / CONFIG,
-                f"metadata.sae_kit makes {ours.settings} of {plain.settings}",
+                place.file(CONFIG),
+                f"metadata.sae_kit makes {ours.settings} of {read.plain.settings}",
                 "undo the edit",
             )
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in info.tensors}
-        for name, tensor in stored.items():
-            if not tensor.isfinite().all():
-                refuse(folder / WEIGHTS, f"{name} holds NaN or infinity", "train or save it again")
-        _check_scaling_factor(stored.pop("scaling_factor", None), folder / WEIGHTS)
-        if torch.float64 in {tensor.dtype for tensor in stored.values()}:
-            sae = sae.double()
-        names = {theirs: ours for ours, theirs in RENAMED.get(plain.arch, {}).items()}
-        weights = {names.get(name, name): tensor for name, tensor in stored.items()}
-        sae.load_weights(weights)
-        if contents.get(RESCALE):
-            _fold_norms(sae, folder / WEIGHTS)
-        sae.metadata = dict(info.metadata)
-        return sae
 
     def save(
         self,
@@ -120,16 +189,6 @@ class SAELensFormat(Format, name="saelens"):
         config, plain = contents_for(sae, metadata), sae.inference()
         names = RENAMED.get(plain.arch, {})
         weights = {names.get(name, name): tensor for name, tensor in plain.weights.items()}
-        for name, tensor in weights.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{name}: holds NaN or infinity; save an earlier checkpoint")
-        if sparsity is not None and (
-            sparsity.shape != (sae.d_sae,) or not ((sparsity >= 0) & (sparsity <= 1)).all()
-        ):
-            raise ValueError(
-                f"sparsity: shape {tuple(sparsity.shape)}, from {sparsity.min()} to "
-                f"{sparsity.max()}; give the firing frequency in [0, 1] of {sae.d_sae} latents"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(folder / WEIGHTS, weights)
         if sparsity is not None:
@@ -139,46 +198,16 @@ class SAELensFormat(Format, name="saelens"):
         write_atomic(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False) + "\n")
 
 
-def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in the file, without reading them."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
-            }
-    except FileNotFoundError:
-        refuse(path, "is missing", f"put it beside {CONFIG}")
-    except (OSError, SafetensorError) as error:
-        refuse(path, f"is damaged or cut short ({error})", "download or copy it again")
+def _only_config(folder: str, slash: str, names: Collection[str]) -> bool:
+    """Whether a folder with cfg.json holds no other format's weights; ours may be missing."""
+    others = (".safetensors", ".pt", ".npz")
+    inside = [name for name in names if name.startswith(f"{folder}{slash}")]
+    return not any(name.endswith(others) for name in inside if not name.endswith(WEIGHTS))
 
 
-def _check_tensors(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], plain: Plain, path: Path
-) -> None:
-    expected = _expected(plain)
-    optional = {"scaling_factor": (plain.settings["d_sae"],)}  # of the older layout; see below
-    missing = sorted(expected.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - expected.keys() - optional.keys())
-    if missing or extra:
-        refuse(
-            path,
-            f"missing tensors {missing}, unknown tensors {extra}",
-            f"it must hold {sorted(expected)}; see whether {CONFIG} names the right architecture",
-        )
-    for name, (dtype, shape) in tensors.items():
-        wanted = (expected | optional)[name]
-        if shape != wanted:
-            widths = f"d_in={plain.d_in} and d_sae={plain.settings['d_sae']}"
-            widths += "" if plain.d_out is None else f" and d_out={plain.d_out}"
-            what = f"{name} has shape {shape}, but {widths} make it {wanted}"
-            refuse(path, what, f"see whether it belongs to this {CONFIG}")
-        if dtype not in FLOATS:
-            refuse(path, f"{name} has type {dtype}", f"it must be one of {', '.join(FLOATS)}")
-
-
-def _expected(plain: Plain) -> dict[str, tuple[int, ...]]:
+def _expected(read: _Config) -> dict[str, tuple[int, ...]]:
     """The file's tensors and their shapes."""
+    plain = read.plain
     d_in, d_out, d_sae = plain.d_in, plain.d_out or plain.d_in, plain.settings["d_sae"]
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
@@ -187,24 +216,47 @@ def _expected(plain: Plain) -> dict[str, tuple[int, ...]]:
     }
     own = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
     shapes |= dict.fromkeys(own.get(plain.arch, ("b_enc",)), (d_sae,))
+    if read.counted:
+        del shapes["threshold"]
+        shapes["topk_threshold"] = ()
     if plain.settings["skip"]:
         shapes["W_skip"] = (d_out, d_in)
     return shapes
 
 
-def _check_scaling_factor(factor: Tensor | None, path: Path) -> None:
+def _scale(place: Place) -> float | None:
+    scale = place.json(SCALER).get("scaling_factor")
+    if scale is not None and not (
+        isinstance(scale, int | float) and math.isfinite(scale) and scale > 0
+    ):
+        refuse(place.file(SCALER), f"scaling_factor is {scale!r}", "it must be a positive number")
+    return None if scale is None else float(scale)
+
+
+def _check_scaling_factor(factor: Tensor | None, where: str) -> None:
     if factor is not None and not (factor == 1).all():
         refuse(
-            path, "scaling_factor is not all ones", "fold it into W_dec and remove it from the file"
+            where,
+            "scaling_factor is not all ones",
+            "fold it into W_dec and remove it from the file",
         )
 
 
-@torch.no_grad()
-def _fold_norms(sae: SAE, path: Path) -> None:
+def _fold_scale(weights: dict[str, Tensor], scale: float, *, line: bool) -> None:
+    """Take the scaling of inputs into the weights.
+
+    A threshold (`line`) on pre-activations times decoder norms is in units of the scaled decoder.
+    """
+    weights["W_enc"] = weights["W_enc"] * scale
+    for name in ("W_dec", "b_dec", *(("threshold",) if line and "threshold" in weights else ())):
+        weights[name] = weights[name] / scale
+
+
+def _fold_norms(weights: dict[str, Tensor], where: str) -> None:
     """Take a rescaling by decoder norms into the weights: codes and outputs stay the same."""
-    norms = torch.linalg.vector_norm(sae.W_dec, dim=-1)
+    norms = torch.linalg.vector_norm(weights["W_dec"], dim=-1)
     if not norms.all():
-        refuse(path, f"{RESCALE} divides by decoder rows of norm 0", "train or save it again")
-    sae.encoder_rows.mul_(norms[:, None])
-    sae.b_enc.mul_(norms)
-    sae.W_dec.div_(norms[:, None])
+        refuse(where, f"{RESCALE} divides by decoder rows of norm 0", "train or save it again")
+    weights["W_enc"] = weights["W_enc"] * norms
+    weights["b_enc"] = weights["b_enc"] * norms
+    weights["W_dec"] = weights["W_dec"] / norms[:, None]

@@ -12,17 +12,19 @@ ours alone: SAELens refuses them as architectures that it does not know, rather 
 file as something else.
 
 Two layouts are read: that of SAELens 6, which is the one written, and the older one, which is flat
-and has other names and defaults.
+and has other names and defaults. Checkpoints of a run under way are read too: their words for
+BatchTopK are those of training, and the scale of their inputs stands beside them, if anywhere.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 from sae_kit.config import from_node, to_dict
+from sae_kit.formats.places import refuse
 from sae_kit.sae import SAE, SAEConfig
+from sae_kit.sae.normalization import NORMALIZATIONS, Normalization
 
 # Our words for plain architectures -> the file's for an autoencoder, a transcoder, and a transcoder
 # with a skip connection.
@@ -34,15 +36,23 @@ WORDS = {
 }
 MEANINGS = {word: (arch, kind) for arch, words in WORDS.items() for kind, word in enumerate(words)}
 
+IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+"""Words of checkpoints that hold one threshold for all latents, and are jumprelu once trained."""
+MEANINGS |= dict.fromkeys(IN_TRAINING, ("jumprelu", 0))
+
+UNFOLDED = "expected_average_only_in"
+"""What normalize_activations is while the scale of the inputs is not in the weights."""
+
 # Fields that a plain architecture alone has. Fields have the same names in both.
 OWN_FIELDS = {"topk": ("k",)}
 
-# What we write and understand of each setting that changes outputs; other values are refused.
-NEUTRAL = {"normalize_activations": "none", "reshape_activations": "none"}
+RESHAPES = ("none", "hook_z")
+"""Whether heads are flattened before the SAE reads them; what our sources give is flat anyway."""
 
 RESCALE = "rescale_acts_by_decoder_norm"
-"""Of topk: pre-activations are multiplied by the norms of the decoder rows before the choice, codes
-divided by them before the decoder. Read, and folded into the weights; never written."""
+"""Of topk and BatchTopK: pre-activations are multiplied by the norms of the decoder rows before the
+choice, codes divided by them before the decoder. Read, and folded into the weights; never written.
+"""
 
 # SAELens reads files without a version, or with one below 6, by the rules of its older layout.
 LAYOUT_VERSION = "6.0.0"
@@ -62,6 +72,9 @@ class Plain:
     d_out: int | None
     """Width of what it reconstructs; None = an autoencoder."""
 
+    normalization: Normalization = "none"
+    """How it normalises the rows it reads."""
+
     @staticmethod
     def of(sae: SAE) -> "Plain":
         """That of an SAE at hand."""
@@ -73,7 +86,8 @@ class Plain:
             "skip": sae.config.skip,
             **plain.fields,
         }
-        return Plain(settings, sae.d_in, sae.d_out if sae.is_transcoder else None)
+        d_out = sae.d_out if sae.is_transcoder else None
+        return Plain(settings, sae.d_in, d_out, sae.normalization)
 
     @property
     def arch(self) -> str:
@@ -110,7 +124,8 @@ def contents_for(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "device": "cpu",
         **own,
-        **NEUTRAL,
+        "normalize_activations": plain.normalization,
+        "reshape_activations": "hook_z" if _is_hook_z(metadata) else "none",
         "metadata": {
             **metadata,
             "sae_lens_version": LAYOUT_VERSION,
@@ -129,17 +144,9 @@ def contents_for(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_contents(path: Path) -> dict[str, Any]:
+def modern(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """The contents of cfg.json, in terms of today's layout."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        refuse(path, "is missing", "put it beside the weights")
-    except (OSError, ValueError) as error:
-        refuse(path, f"cannot be read as JSON ({error})", "download or copy it again")
-    if not isinstance(config, dict):
-        refuse(path, "is not a JSON object", "give the cfg.json that SAELens wrote")
-    return _modernised(config, path) if _is_old(config) else config
+    return _modernised(config, where) if _is_old(config) else config
 
 
 def _is_old(config: Mapping[str, Any]) -> bool:
@@ -170,7 +177,7 @@ OLD_SETTINGS = (
 )
 
 
-def _modernised(old: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _modernised(old: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A config of the older, flat layout in terms of today's."""
     flat = {RENAMED.get(key, key): value for key, value in old.items()}
     metadata = {key: value for key, value in flat.items() if key not in OLD_SETTINGS}
@@ -182,31 +189,42 @@ def _modernised(old: Mapping[str, Any], path: Path) -> dict[str, Any]:
         k = settings.get("k") if isinstance(settings, Mapping) else None
         new |= {"architecture": "topk", "k": k}
     elif activation != "relu":
-        refuse(path, f"activation_fn is {activation!r}", "only relu and topk can be opened")
+        refuse(where, f"activation_fn is {activation!r}", "only relu and topk can be opened")
     normalise = new.get("normalize_activations")
     if isinstance(normalise, bool):
         new["normalize_activations"] = "expected_average_only_in" if normalise else "none"
-    if "hook_z" in str(metadata.get("hook_name", "")):
+    if _is_hook_z(metadata):
         new.setdefault("reshape_activations", "hook_z")
     return {"architecture": "standard", **new, "metadata": metadata}
 
 
-def plain_of(contents: Mapping[str, Any], path: Path) -> Plain:
-    """What the file tells every reader."""
-    for key, value in NEUTRAL.items():
-        if contents.get(key, value) not in (value, None):
-            refuse(path, f"{key} is {contents[key]!r}", f"only {value!r} can be opened")
+def _is_hook_z(metadata: Mapping[str, Any]) -> bool:
+    return "hook_z" in str(metadata.get("hook_name", ""))
+
+
+def plain_of(contents: Mapping[str, Any], where: str) -> Plain:
+    """What the file tells every reader; inputs that are to be scaled count as scaled already."""
+    normalization = _normalization(contents, where)
+    if (reshape := contents.get("reshape_activations") or "none") not in RESHAPES:
+        words = " and ".join(RESHAPES)
+        refuse(where, f"reshape_activations is {reshape!r}", f"only {words} can be opened")
     word = str(contents.get("architecture"))
     if word not in MEANINGS:
-        refuse(path, f"architecture is {word!r}", f"only {', '.join(MEANINGS)} can be opened")
+        refuse(where, f"architecture is {word!r}", f"only {', '.join(MEANINGS)} can be opened")
     arch, kind = MEANINGS[word]
     is_transcoder = kind > 0
-    if contents.get(RESCALE) and word != "topk":
-        refuse(path, f"{RESCALE} is {contents[RESCALE]!r}", "it can be opened for topk only")
+    if contents.get(RESCALE) and word not in ("topk", *IN_TRAINING):
+        refuse(where, f"{RESCALE} is {contents[RESCALE]!r}", "it can be opened for topk only")
+    if is_transcoder and normalization != "none":
+        refuse(
+            where,
+            f"normalize_activations is {normalization!r}",
+            "a transcoder's input and output are of two sites; only 'none' can be opened",
+        )
     # Transcoders never subtract b_dec, and need not say so.
     given = {"apply_b_dec_to_input": not is_transcoder, **contents}
     if is_transcoder and given["apply_b_dec_to_input"]:
-        refuse(path, "apply_b_dec_to_input is true", "a transcoder's must be false")
+        refuse(where, "apply_b_dec_to_input is true", "a transcoder's must be false")
     settings = {"arch": arch, "skip": kind == 2} | {
         field: given.get(field) for field in _fields(arch)
     }
@@ -216,9 +234,19 @@ def plain_of(contents: Mapping[str, Any], path: Path) -> Plain:
             settings,
             _width(contents, "d_in"),
             _width(contents, "d_out") if is_transcoder else None,
+            normalization,
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _normalization(contents: Mapping[str, Any], where: str) -> Normalization:
+    word = contents.get("normalize_activations") or "none"
+    for known in NORMALIZATIONS:
+        if word in (known, UNFOLDED):
+            return known
+    words = ", ".join((*NORMALIZATIONS, UNFOLDED))
+    refuse(where, f"normalize_activations is {word!r}", f"only {words} can be opened")
 
 
 def _width(contents: Mapping[str, Any], name: str) -> int:
@@ -229,10 +257,13 @@ def _width(contents: Mapping[str, Any], name: str) -> int:
 
 
 def provenance(
-    contents: Mapping[str, Any], plain: Plain, path: Path
+    contents: Mapping[str, Any], plain: Plain, where: str
 ) -> tuple[SAEConfig, dict[str, Any]]:
     """The config the SAE was trained with, as far as the file says, and its metadata."""
-    metadata = dict(contents.get("metadata") or {})
+    given = contents.get("metadata") or {}
+    if not isinstance(given, Mapping):
+        refuse(where, f"metadata is {str(given)[:80]!r}", "it must be an object")
+    metadata = dict(given)
     own = metadata.pop("sae_kit", None)
     if own is None:
         return from_node(SAEConfig, plain.settings), metadata
@@ -241,9 +272,4 @@ def provenance(
         trained = own.get("sae") if isinstance(own, Mapping) else None
         return from_node(SAEConfig, trained, where="metadata.sae_kit.sae"), metadata
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def refuse(path: Path, what: str, remedy: str) -> NoReturn:
-    """Raise ValueError for a file that cannot be opened."""
-    raise ValueError(f"{path}: {what}; {remedy}")
+        raise ValueError(f"{where}: {error}") from error

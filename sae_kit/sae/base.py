@@ -28,7 +28,7 @@ Conventions, for all variants:
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -39,26 +39,11 @@ from sae_kit.config import Family
 from sae_kit.products import linear
 from sae_kit.sae import auxiliary, ops
 from sae_kit.sae.code import SparseCode
+from sae_kit.sae.normalization import Normalization, denormalise, normalise
+from sae_kit.sae.training import Losses, Moment, TrainOutput
 
 N_PROBES = 256
 """Random inputs by which an encoder is scaled, as many as in the code of 2406.04093."""
-
-
-@final
-@dataclass(frozen=True)
-class Moment:
-    """Where in a training run a step is: what schedules are functions of."""
-
-    step: int
-    """Optimiser steps done so far."""
-
-    n_steps: int
-    """Optimiser steps of the whole run."""
-
-    def rise(self, share: float) -> float:
-        """How far a linear warm-up over the first `share` of the run has come, from 0 to 1."""
-        n = share * self.n_steps
-        return 1.0 if self.step >= n else self.step / n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,43 +90,6 @@ class SAEConfig(Family, ABC, tag="arch", package="sae_kit.sae"):
 
 
 @dataclass(frozen=True)
-class TrainOutput:
-    """What a training pass produced."""
-
-    recon: Float[Tensor, "rows d_out"]
-    """The reconstruction."""
-
-    code: Float[Tensor, "rows d_sae"] | SparseCode
-    """The code it was decoded from, in the architecture's natural form."""
-
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
-    """What else the architecture's own `losses` wants to know of the pass."""
-
-
-@final
-@dataclass(frozen=True)
-class Losses:
-    """The loss of one batch, in the two parts that objectives combine differently."""
-
-    mse: Float[Tensor, ""]
-    """The error of the reconstruction: squared, summed over channels, averaged over rows."""
-
-    penalties: Mapping[str, Float[Tensor, ""]]
-    """Everything else by name, coefficients included: what an objective always keeps."""
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """The sum: what the local objective differentiates."""
-        return torch.stack([self.mse, *self.penalties.values()]).sum()
-
-    @property
-    def terms(self) -> Mapping[str, Float[Tensor, ""]]:
-        """All parts by name, detached: what is logged."""
-        parts = {"mse": self.mse, **self.penalties}
-        return {name: part.detach() for name, part in parts.items()}
-
-
-@dataclass(frozen=True)
 class Inference:
     """A trained SAE as the plain architecture that computes the same outputs, for file formats."""
 
@@ -181,6 +129,9 @@ class SAE(nn.Module, ABC):
         self.d_sae = config.d_sae
         self.screened = False
         """Whether training passes screen; set by the trainer, see `screens`."""
+        self.normalization: Normalization = "none"
+        """How each row is normalised on the way in, and back on the way out: a property of some
+        public SAEs, set when they are loaded. Training passes do not normalise."""
         self.metadata: dict[str, Any] = {}
         """Where this SAE comes from (site, model, data, ...), as its file says."""
 
@@ -209,7 +160,7 @@ class SAE(nn.Module, ABC):
     def encode_rows(
         self, x: Float[Tensor, "rows d_in"]
     ) -> Float[Tensor, "rows d_sae"] | SparseCode:
-        """The code of each row in the architecture's natural form. A row never sees another."""
+        """The code of normalised rows in the architecture's natural form; no row sees another."""
 
     @abstractmethod
     def forward_train(self, x: Float[Tensor, "rows d_in"], at: Moment) -> TrainOutput:
@@ -242,16 +193,23 @@ class SAE(nn.Module, ABC):
     # --- the same for all -------------------------------------------------------------------------
 
     @final
+    def natural_code(
+        self, x: Float[Tensor, "rows d_in"]
+    ) -> Float[Tensor, "rows d_sae"] | SparseCode:
+        """The code in the form that costs least: sparse where the architecture is."""
+        return self.encode_rows(normalise(self.normalization, self._as_rows(x)))
+
+    @final
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """The code as a matrix. `encode_sparse` is far cheaper where it serves."""
-        code = self.encode_rows(self._as_rows(x))
+        code = self.natural_code(self._as_rows(x))
         dense = code.dense() if isinstance(code, SparseCode) else code
         return dense.view(*x.shape[:-1], self.d_sae)
 
     @final
     def encode_sparse(self, x: Float[Tensor, "*rows d_in"]) -> SparseCode:
         """The code as values and latent numbers."""
-        code = self.encode_rows(self._as_rows(x))
+        code = self.natural_code(self._as_rows(x))
         sparse = code if isinstance(code, SparseCode) else SparseCode.from_dense(code)
         shape = (*x.shape[:-1], sparse.values.shape[-1])
         return SparseCode(sparse.values.view(shape), sparse.indices.view(shape), self.d_sae)
@@ -260,7 +218,9 @@ class SAE(nn.Module, ABC):
     def decode(
         self, code: Float[Tensor, "*rows d_sae"] | SparseCode
     ) -> Float[Tensor, "*rows d_out"]:
-        """The reconstruction of a code, dense or sparse; without the skip connection's part."""
+        """The reconstruction of a code, dense or sparse: of the row as it was normalised, where
+        it was, and without the skip connection's part. `reconstruct` is the whole output.
+        """
         if isinstance(code, Tensor):
             return linear(code, self.W_dec.T, self.b_dec)
         *shape, k = code.values.shape
@@ -275,13 +235,16 @@ class SAE(nn.Module, ABC):
         x: Float[Tensor, "rows d_in"],
         code: Float[Tensor, "rows d_sae"] | SparseCode,
     ) -> Float[Tensor, "rows d_out"]:
-        """The output for rows whose code is known: `decode(code)`, and the skip connection."""
-        return self._skipped(x, self.decode(code))
+        """The output for rows whose code is known: `decode(code)`, the skip connection, and the
+        inverse of the rows' normalisation.
+        """
+        recon = self._skipped(x, self.decode(code))
+        return denormalise(self.normalization, recon, x)
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         """Encode and reconstruct, staying sparse where the architecture is."""
         rows = self._as_rows(x)
-        return self.reconstruct(rows, self.encode_rows(rows)).view(*x.shape[:-1], self.d_out)
+        return self.reconstruct(rows, self.natural_code(rows)).view(*x.shape[:-1], self.d_out)
 
     @final
     @torch.no_grad()
@@ -323,8 +286,14 @@ class SAE(nn.Module, ABC):
         trained SAE before it is saved. An autoencoder has one scale.
 
         Raises:
-            ValueError: a scale is not a positive, finite number, or an autoencoder got two.
+            ValueError: a scale is not a positive, finite number, an autoencoder got two, or rows
+                are normalised anyway.
         """
+        if self.normalization != "none":
+            raise ValueError(
+                f"scale: rows are normalised ({self.normalization}), so no scale can be folded; "
+                "give the rows as they are"
+            )
         for one in (scale, scale_out):
             if not (math.isfinite(one) and one > 0):
                 raise ValueError(f"scale: {one} cannot be folded; give a positive, finite number")

@@ -282,8 +282,9 @@ def test_scaling_factor_of_ones_means_nothing(saved):
     ("changes", "message"),
     [
         ({"architecture": "temporal"}, "architecture is 'temporal'; only standard, transcoder"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"normalize_activations": "covariance_whitening"}, "normalize_activations is 'covarian"),
+        ({"normalize_activations": ["none"]}, "normalize_activations is"),
+        ({"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q'"),
         (
             {"architecture": "standard", "rescale_acts_by_decoder_norm": True},
             "rescale_acts_by_decoder_norm is True; it can be opened for topk only",
@@ -404,8 +405,6 @@ def test_old_layout_topk(saved):
     [
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu'"),
         ({"activation_fn": "topk"}, "k: expected int"),
-        ({"normalize_activations": True}, "normalize_activations is 'expected_average_only_in'"),
-        ({"hook_point": "blocks.3.attn.hook_z"}, "reshape_activations is 'hook_z'"),
         ({"architecture": "temporal"}, "architecture is 'temporal'"),
     ],
 )

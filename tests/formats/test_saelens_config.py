@@ -1,22 +1,23 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from sae_kit.config import from_node
+from sae_kit.formats.places import LocalPlace
 from sae_kit.formats.saelens_config import (
+    IN_TRAINING,
     MEANINGS,
     WORDS,
     Plain,
     contents_for,
+    modern,
     plain_of,
     provenance,
-    read_contents,
 )
 from sae_kit.sae import SAEConfig
 
-HERE = Path("cfg.json")
+HERE = "cfg.json"
 
 
 def build(arch, *, d_out=None, **fields):
@@ -38,8 +39,9 @@ def test_what_is_written_is_read_back(arch, kind):
 
 
 def test_every_word_means_one_thing():
-    assert len(MEANINGS) == sum(map(len, WORDS.values()))
-    for word, (arch, kind) in MEANINGS.items():
+    assert len(MEANINGS) == sum(map(len, WORDS.values())) + len(IN_TRAINING)
+    for word in MEANINGS.keys() - set(IN_TRAINING):
+        arch, kind = MEANINGS[word]
         assert WORDS[arch][kind] == word
 
 
@@ -47,6 +49,7 @@ def test_words_for_what_saelens_lacks_are_not_among_its_own():
     theirs = {
         *("standard", "topk", "jumprelu", "gated", "transcoder", "skip_transcoder"),
         *("jumprelu_transcoder", "jumprelu_skip_transcoder"),
+        *("batchtopk", "matryoshka_batchtopk"),
     }
     ours = {
         f"{arch}_{kind}" for arch in ("topk", "gated") for kind in ("transcoder", "skip_transcoder")
@@ -58,7 +61,7 @@ def test_words_for_what_saelens_lacks_are_not_among_its_own():
 def test_versions_below_6_mean_the_old_layout(version, tmp_path):
     old = {"d_in": 4, "d_sae": 7, "hook_point": "here", "sae_lens_version": version}
     (tmp_path / "cfg.json").write_text(json.dumps(old))
-    contents = read_contents(tmp_path / "cfg.json")
+    contents = modern(LocalPlace(tmp_path).json("cfg.json"), "cfg.json")
     assert contents["architecture"] == "standard"
     assert contents["metadata"]["hook_name"] == "here"
 
@@ -67,4 +70,4 @@ def test_versions_below_6_mean_the_old_layout(version, tmp_path):
 def test_later_versions_are_taken_as_they_are(version, tmp_path):
     new = {"d_in": 4, "metadata": {"sae_lens_version": version}}
     (tmp_path / "cfg.json").write_text(json.dumps(new))
-    assert read_contents(tmp_path / "cfg.json") == new
+    assert modern(LocalPlace(tmp_path).json("cfg.json"), "cfg.json") == new

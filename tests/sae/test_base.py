@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from sae_kit.config import from_node
-from sae_kit.sae import Losses, Moment, SAEConfig
+from sae_kit.sae import Moment, SAEConfig
 from sae_kit.sae.relu import ReLUConfig
 
 
@@ -46,16 +46,6 @@ def test_load_weights_names_what_is_wrong():
         sae.load_weights({**sae.weights(), "b_enc": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"give .*W_enc"):
         sae.load_weights({"W_dec": sae.W_dec})
-
-
-def test_total_is_the_sum_of_terms_and_terms_hold_no_graph():
-    leaf = torch.tensor(2.0, requires_grad=True)
-    losses = Losses(leaf * 3, {"b": leaf * 4})
-    assert losses.total == 14
-    assert losses.terms == {"mse": 6, "b": 8}
-    assert not losses.terms["b"].requires_grad
-    losses.total.backward()
-    assert leaf.grad == 7
 
 
 @pytest.mark.parametrize(

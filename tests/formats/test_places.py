@@ -1,0 +1,81 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_kit.formats import places
+from sae_kit.formats.places import LocalPlace
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "cfg.json").write_text('{"d_in": 4}')
+    (tmp_path / "a" / "b" / "w.safetensors").write_bytes(b"")
+    (tmp_path / ".hidden").write_text("")
+    return LocalPlace(tmp_path)
+
+
+def test_files_are_named_relative_to_the_place(place, tmp_path):
+    assert place.names() == ("a/b/w.safetensors", "cfg.json")
+    assert place.at("a").names() == ("b/w.safetensors",)
+    assert place.path("cfg.json") == tmp_path / "cfg.json"
+    assert place.has("cfg.json")
+    assert not place.has("b/w.safetensors")
+
+
+def test_a_file_is_a_place_too(place, tmp_path):
+    one = place.at("cfg.json")
+    assert one.names() == ("cfg.json",)
+    assert one.path("cfg.json") == tmp_path / "cfg.json"
+    assert one.file("cfg.json") == one.where == (tmp_path / "cfg.json").as_posix()
+
+
+def test_folders_that_lead_in_a_circle_end(place, tmp_path):
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert max(name.count("/") for name in place.names()) < places.MAX_DEPTH
+
+
+def test_json_is_an_object(place):
+    assert place.json("cfg.json") == {"d_in": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "is not a JSON object"),
+        ("\x00", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        (json.dumps({"a": "b" * (1 << 24)}), "has 16,777,2.. bytes"),
+    ],
+)
+def test_what_is_no_json_object_is_named(text, message, place, tmp_path):
+    (tmp_path / "cfg.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"cfg\.json: {message}"):
+        place.json("cfg.json")
+
+
+def test_bytes_that_are_no_text(place, tmp_path):
+    (tmp_path / "cfg.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"cfg\.json: cannot be read as JSON \(UnicodeDecodeError"):
+        place.json("cfg.json")
+
+
+def test_absent_files_are_named(place):
+    with pytest.raises(ValueError, match=r"other\.json: is missing; put it beside"):
+        place.json("other.json")
+    with pytest.raises(ValueError, match=r"other\.safetensors: is missing; put it beside"):
+        place.header("other.safetensors")
+
+
+def test_headers_are_read_without_the_tensors(place, tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file({"x": torch.zeros(2, 3), "n": torch.ones((), dtype=torch.float64)}, file)
+    assert place.header("w.safetensors") == {"x": ("F32", (2, 3)), "n": ("F64", ())}
+
+
+def test_a_damaged_header_is_named(place):
+    with pytest.raises(ValueError, match=r"w\.safetensors: is damaged or cut short"):
+        place.header("a/b/w.safetensors")
