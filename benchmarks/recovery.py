@@ -1,19 +1,23 @@
 """Which planted features an SAE finds: ours and the peers', on the same rows, by the same measures.
 
-    python benchmarks/recovery.py rows FOLDER        # train.safetensors, eval.safetensors
+    python benchmarks/recovery.py rows FOLDER        # for each seed: train and heldout.safetensors
     python benchmarks/recovery.py grid FOLDER --python saelens=PATH --python sparsify=PATH ...
-    python benchmarks/recovery.py table FOLDER       # one row per run that has ended
+    python benchmarks/recovery.py table FOLDER       # means over seeds, of the runs that have ended
 
-The plan (`--plan`, benchmarks/recovery.yaml) says which dictionary is planted and what is trained.
-Every run sees the same rows in the same order, once: those of training split 0. Peers train in
-their own environments by their drivers (benchmarks/peers), and are left out where no Python is
-given. Runs that are there already are not repeated. A result file holds W_dec, codes and recon of
-the evaluation rows, as benchmarks/peers/exchange.py has them; `table` scores all of them alike.
+The plan (`--plan`, benchmarks/recovery.yaml) says which dictionaries are planted and what is
+trained. A seed draws the dictionary, its rows and the initial weights. All runs of a seed see the
+same rows in the same order, once: those of training split 0. Peers train in their own environments
+by their drivers (benchmarks/peers), and are left out where no Python is given. Runs that are there
+already are not repeated. A result file holds W_dec, codes and recon of the evaluation rows, as
+benchmarks/peers/exchange.py has them; `table` scores all of them alike, and keeps the scores.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,7 +52,6 @@ from sae_kit.train.trainer import Trainer, TrainerConfig
 
 HERE = Path(__file__).resolve().parent
 OURS = "sae_kit"
-SEED = 0
 COLUMNS = (
     "l0",
     "fvu",
@@ -72,6 +75,7 @@ class Plan:
     n_steps: int
     batch_rows: int
     n_eval_rows: int
+    seeds: tuple[int, ...]
     runs: tuple[dict[str, Any], ...]
 
     @staticmethod
@@ -79,7 +83,12 @@ class Plan:
         """The plan in a file."""
         values = OmegaConf.to_container(OmegaConf.load(path))
         planted = from_node(PlantedConfig, values.pop("planted"), where="planted")
-        return Plan(planted, **{**values, "runs": tuple(values["runs"])})
+        lists = {name: tuple(values[name]) for name in ("seeds", "runs")}
+        return Plan(planted, **{**values, **lists})
+
+    def dictionary(self, seed: int) -> PlantedDictionary:
+        """The one that a seed draws."""
+        return PlantedDictionary.build(dataclasses.replace(self.planted, seed=seed))
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,16 @@ class Run:
     settings: tuple[str, ...]
     """Overrides for ours (sae.k=8), options of the driver for a peer (--k 8)."""
 
-    def file(self, folder: Path) -> Path:
+    def file(self, folder: Path, seed: int) -> Path:
         """Where its result goes."""
         words = "_".join([self.library, self.architecture, *self.settings])
-        return folder / ("".join(c if c.isalnum() or c in "_.=" else "" for c in words) + ".result")
+        name = "".join(c if c.isalnum() or c in "_.=" else "" for c in words)
+        return rows_folder(folder, seed) / f"{name}.result"
+
+
+def rows_folder(folder: Path, seed: int) -> Path:
+    """Where the rows of a seed lie, and the results of what is trained on them."""
+    return folder / f"seed{seed}"
 
 
 def runs(plan: Plan) -> Iterator[Run]:
@@ -107,20 +122,18 @@ def runs(plan: Plan) -> Iterator[Run]:
 
 def write_rows(plan: Plan, folder: Path) -> None:
     """The rows as files, for the peers."""
-    dictionary = PlantedDictionary.build(plan.planted)
-    for split, n_rows in (
-        ("train", plan.n_steps * plan.batch_rows),
-        ("heldout", plan.n_eval_rows),
-    ):
-        stream = PlantedStream(dictionary, split=split, seed=SEED)
+    sizes = {"train": plan.n_steps * plan.batch_rows, "heldout": plan.n_eval_rows}
+    for seed, (split, n_rows) in itertools.product(plan.seeds, sizes.items()):
+        stream = PlantedStream(plan.dictionary(seed), split=split, seed=seed)
         x = torch.empty(n_rows, plan.planted.d_in)
         for start in range(0, n_rows, BLOCK_ROWS):
             n = min(BLOCK_ROWS, n_rows - start)
             x[start : start + n] = stream.rows(start, n).x
-        save_file({"activations": x}, folder / f"{split}.safetensors")
+        rows_folder(folder, seed).mkdir(exist_ok=True)
+        save_file({"activations": x}, rows_folder(folder, seed) / f"{split}.safetensors")
 
 
-def train_ours(plan: Plan, run: Run, out: Path) -> None:
+def train_ours(plan: Plan, run: Run, seed: int, out: Path) -> None:
     """Train one of ours; write what a peer's driver would."""
     given = OmegaConf.to_container(OmegaConf.from_dotlist(list(run.settings)))
     sae_values = {"arch": run.architecture, "d_sae": plan.d_sae, **given.get("sae", {})}
@@ -129,12 +142,12 @@ def train_ours(plan: Plan, run: Run, out: Path) -> None:
         batch_rows=plan.batch_rows,
         checkpoint_every=plan.n_steps,
         log_every=plan.n_steps,
-        seed=SEED,
+        seed=seed,
         **given.get("trainer", {}),
     )
-    cpu, dictionary = torch.device("cpu"), PlantedDictionary.build(plan.planted)
+    cpu, dictionary = torch.device("cpu"), plan.dictionary(seed)
     source = PlantedSource(
-        dictionary, batch_rows=plan.batch_rows, seed=SEED, world=World(0, 1), device=cpu
+        dictionary, batch_rows=plan.batch_rows, seed=seed, world=World(0, 1), device=cpu
     )
     sae_config = from_node(SAEConfig, sae_values, where="sae")
     trainer = Trainer(trainer_config, sae_config, LocalObjective(), source, device=cpu)
@@ -145,29 +158,31 @@ def train_ours(plan: Plan, run: Run, out: Path) -> None:
     sae = trainer.saes[PLANTED]
     sae.fold_scales(source.scales[PLANTED], source.scales[PLANTED])
     with torch.no_grad():
-        x = PlantedStream(dictionary, split="heldout", seed=SEED).rows(0, plan.n_eval_rows).x
+        x = PlantedStream(dictionary, split="heldout", seed=seed).rows(0, plan.n_eval_rows).x
         codes = sae.encode(x)
         tensors = {"W_dec": sae.W_dec.detach(), "codes": codes, "recon": sae.reconstruct(x, codes)}
     origin = json.dumps({"name": f"{OURS} {run.architecture}", "settings": list(run.settings)})
     save_file(tensors, out, metadata={"origin": origin})
 
 
-def command(plan_file: Path, plan: Plan, run: Run, folder: Path, pythons: dict[str, str]) -> list:
+def command(
+    plan_file: Path, plan: Plan, run: Run, seed: int, folder: Path, pythons: dict[str, str]
+) -> list[str]:
     """How to start a run in a process of its own."""
-    out = str(run.file(folder))
+    out = str(run.file(folder, seed))
     if run.library == OURS:
         own = [sys.executable, __file__, "ours", str(folder), "--plan", str(plan_file)]
         return [*own, "--file", out]
-    driver = HERE / "peers" / f"{run.library}_driver.py"
+    rows, driver = rows_folder(folder, seed), HERE / "peers" / f"{run.library}_driver.py"
     sizes = {
         "architecture": run.architecture,
-        "data": folder / "train.safetensors",
-        "eval-data": folder / "heldout.safetensors",
+        "data": rows / "train.safetensors",
+        "eval-data": rows / "heldout.safetensors",
         "out": out,
         "d-sae": plan.d_sae,
         "batch-rows": plan.batch_rows,
         "steps": plan.n_steps,
-        "seed": SEED,
+        "seed": seed,
     }
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     return [pythons[run.library], str(driver), "train", *options, *run.settings]
@@ -176,50 +191,60 @@ def command(plan_file: Path, plan: Plan, run: Run, folder: Path, pythons: dict[s
 def grid(plan_file: Path, plan: Plan, folder: Path, pythons: dict[str, str], n_jobs: int) -> None:
     """Train everything that is missing; what a run says goes to a log beside its result."""
 
-    def one(run: Run) -> None:
-        with open(run.file(folder).with_suffix(".log"), "w") as log:
+    def one(run: Run, seed: int) -> None:
+        file = run.file(folder, seed)
+        with open(file.with_suffix(".log"), "w") as log:
             environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-            words = command(plan_file, plan, run, folder, pythons)
+            words = command(plan_file, plan, run, seed, folder, pythons)
             code = subprocess.run(words, stdout=log, stderr=log, env=environment).returncode
-        print(f"{run.file(folder).stem}: {'done' if code == 0 else 'failed'}", flush=True)
+        print(f"{file.parent.name} {file.stem}: {'done' if code == 0 else 'failed'}", flush=True)
 
     missing = [
-        run
+        (run, seed)
         for run in runs(plan)
-        if (run.library == OURS or run.library in pythons) and not run.file(folder).exists()
+        for seed in plan.seeds
+        if (run.library == OURS or run.library in pythons) and not run.file(folder, seed).exists()
     ]
+    missing.sort(key=lambda one: one[1])  # a whole seed before the next
     with ThreadPoolExecutor(n_jobs) as pool:
-        list(pool.map(one, missing))
+        list(pool.map(one, *zip(*missing, strict=True)) if missing else ())
 
 
-def score(plan: Plan, file: Path) -> dict[str, float]:
-    """The measures of `eval=recovery` for a result file."""
-    dictionary = PlantedDictionary.build(plan.planted)
+def score(plan: Plan, seed: int, file: Path) -> dict[str, float]:
+    """The measures of `eval=recovery` for a result file, kept beside it."""
+    kept = file.with_suffix(".score.json")
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    with safe_open(file, "pt") as opened:
+        assert "origin" in opened.metadata(), f"{file}: a result says what made it"
+    dictionary = plan.dictionary(seed)
     found = load_file(file)
     tally = Tally(dictionary, found["W_dec"], carried_cosine=Recovery().carried_cosine)
-    drawn = PlantedStream(dictionary, split="heldout", seed=SEED).rows(0, plan.n_eval_rows)
+    drawn = PlantedStream(dictionary, split="heldout", seed=seed).rows(0, plan.n_eval_rows)
     for start in range(0, plan.n_eval_rows, BLOCK_ROWS):
         part = slice(start, start + BLOCK_ROWS)
         rows = PlantedRows(drawn.x[part], drawn.codes[part])
         tally.update(rows, found["codes"][part], found["recon"][part])
-    return tally.summary()
+    summary = tally.summary()
+    kept.write_text(json.dumps(summary))
+    return summary
 
 
 def table(plan: Plan, folder: Path) -> Result:
-    """One row per finished run."""
+    """One row per run that has ended with some seed: means over seeds, and the spread of MCC."""
     rows, truth = [], {}
     for run in runs(plan):
-        if not (file := run.file(folder)).is_file():
+        ended = {seed: file for seed in plan.seeds if (file := run.file(folder, seed)).is_file()}
+        if not ended:
             continue
-        with safe_open(file, "pt") as opened:
-            assert "origin" in opened.metadata(), f"{file}: a result says what made it"
-        summary = score(plan, file)
-        truth = {key: summary[key] for key in ("true_l0", "fvu_truth")}
-        name = {"library": run.library, "architecture": run.architecture}
+        scores = [score(plan, seed, file) for seed, file in ended.items()]
+        means = {name: statistics.fmean(one[name] for one in scores) for name in scores[0]}
+        truth = {key: means[key] for key in ("true_l0", "fvu_truth")}
+        spread = statistics.stdev(one["mcc"] for one in scores) if len(scores) > 1 else 0.0
         rows.append(
-            name
-            | {key: round(summary[key], 4) for key in COLUMNS}
-            | {"settings": " ".join(run.settings)}
+            {"library": run.library, "architecture": run.architecture, "seeds": len(scores)}
+            | {key: round(means[key], 4) for key in COLUMNS}
+            | {"mcc_sd": round(spread, 4), "settings": " ".join(run.settings)}
         )
     return Result(name="recovery_benchmark", scalars=truth, rows=tuple(rows))
 
@@ -239,8 +264,12 @@ def main() -> None:
     if options.command == "rows":
         write_rows(plan, options.folder)
     elif options.command == "ours":
-        (run,) = (run for run in runs(plan) if run.file(options.folder) == options.file)
-        train_ours(plan, run, options.file)
+        ((run, seed),) = (
+            (run, seed)
+            for run, seed in itertools.product(runs(plan), plan.seeds)
+            if run.file(options.folder, seed) == options.file
+        )
+        train_ours(plan, run, seed, options.file)
     elif options.command == "grid":
         pythons = dict(given.split("=", 1) for given in options.python)
         grid(options.plan, plan, options.folder, pythons, options.jobs)

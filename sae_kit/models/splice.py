@@ -6,6 +6,7 @@ nor end-of-text tokens); the others keep what the model computed.
 """
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import final
 
 import torch
@@ -29,22 +30,27 @@ def run_with(
     At a residual-stream site the run starts there. Elsewhere it starts from the tokens, since other
     parts of the model bypass the site.
     """
-    if ".hook_resid_" in site:
+    if _alone(site):
         return model.run(start=(site, acts), capture=capture)
     return model.run(tokens, edit={site: lambda _: acts}, capture=capture)
+
+
+def _alone(site: Site) -> bool:
+    """Whether what comes after the site depends on nothing before it but the site."""
+    return ".hook_resid_" in site
 
 
 @final
 class CleanRun:
     """A model's own run on whole contexts, to splice into and to compare with.
 
-    No gradient reaches the model's own run; through a spliced one it reaches what was put in.
+    It stops at the last captured site if it can; it goes on from there when somebody wants to know
+    the predictions. No gradient reaches the model's own run; through a spliced one it reaches what
+    was put in.
     """
 
     acts: Mapping[Site, Tensor]
     """The captured activations, `[batch pos *axes]`."""
-    predictions: Predictions
-    """The next-token distributions at all positions, `[batch * pos, vocab]`."""
 
     def __init__(
         self,
@@ -61,9 +67,22 @@ class CleanRun:
         self.n_rows = len(places)
         """How many positions count."""
         self._places = places.to(model.device)
+        last = [site for site in model.sites() if site in set(capture)][-1]
+        self._stop = last if _alone(last) else None
         with torch.no_grad():
-            run = model.run(self.tokens, capture=capture)
-        self.acts, self.predictions = run.acts, Predictions(flat_logits(run))
+            self._run = model.run(self.tokens, capture=capture, stop=self._stop)
+        self.acts = self._run.acts
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """The next-token distributions at all positions, `[batch * pos, vocab]`."""
+        with torch.no_grad():
+            run = (
+                self._run
+                if self._stop is None
+                else run_with(self.model, self.tokens, self._stop, self.acts[self._stop])
+            )
+            return Predictions(flat_logits(run))
 
     def select(self, acts: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "rows width"]:
         """The counting positions of activations on these contexts, in reading order."""

@@ -11,6 +11,11 @@ residual stream, averaged over these sites.
 Source: Braun et al. 2024, "Identifying functionally important features with end-to-end sparse
 dictionary learning" (2405.12241): both losses, and the coefficients 1, and 0.5 with 2.5.
 
+- The run begins with the local error: for the first `local_share` of it, and only then changes to
+  the loss above. An untrained SAE's output makes the model predict nonsense, and how to mend that
+  is hardly to be learnt from predictions; Karvonen 2025 (2503.17272) finds that a short end-to-end
+  phase after local training keeps most of the gain of a whole run. docs/training.md has what it
+  changes here; Braun et al. train end to end from the start: local_share=0.
 - Units. E is measured as the local error is: activations scaled to a mean norm of sqrt(width),
   squares summed over channels (relative to d_out, where the widths differ), averaged over rows. KL
   is multiplied by d_out for the same reason: predicting the mean costs about d_out in a local loss,
@@ -28,6 +33,7 @@ Limits: rows of a batch come from few contexts, in reading order; there is no sh
 has float32's rounding, about 1e-6.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -41,26 +47,30 @@ from sae_kit.data.activations import Batch
 from sae_kit.models.hooks import Site, match_sites
 from sae_kit.models.splice import CleanRun
 from sae_kit.sae.base import Moment
-from sae_kit.train.objective import Objective, Part, SiteOutput, Trained
+from sae_kit.train.objective import Objective, Part, SiteOutput, Trained, local_part
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class EndToEndObjective(Objective, name="e2e"):
-    """The model must predict the same with the SAE's output spliced in."""
+class SplicedObjective(Objective, ABC):
+    """What end-to-end objectives share: a local beginning, then a spliced run for each SAE."""
 
-    kl_coefficient: float = 1.0
-    """Weight of d_out times the KL."""
+    local_share: float = 0.5
+    """Share of the run, at its start, that trains on the local error."""
 
     needs_contexts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_positive(self, "kl_coefficient")
+        if not 0 <= self.local_share < 1:
+            raise ValueError(
+                f"local_share: {self.local_share} leaves nothing for the objective; give at least "
+                "0 and less than 1, or objective=local"
+            )
 
-    def observes(self, writes: Collection[Site], known: Collection[Site]) -> list[Site]:
-        """None: the predictions say it all."""
-        return []
+    @abstractmethod
+    def spliced(self, one: Trained, batch: Batch) -> "Spliced":
+        """The SAE on the batch, with what is asked of its spliced run."""
 
+    @final
     def parts(
         self,
         trained: Sequence[Trained],
@@ -70,14 +80,38 @@ class EndToEndObjective(Objective, name="e2e"):
         dead: Mapping[Site, Bool[Tensor, " d_sae"]],
     ) -> Iterator[Part]:
         """One part per SAE."""
+        local = at.step < self.local_share * at.n_steps
         for one in trained:
-            spliced = Spliced(one, batch, {"kl": self.kl_coefficient * one.sae.d_out}, [])
-            yield spliced.part(at, dead[one.reads])
+            if local:
+                yield local_part(one, batch, at, dead[one.reads])
+            else:
+                yield self.spliced(one, batch).part(at, dead[one.reads])
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class DownstreamObjective(Objective, name="e2e_downstream"):
+class EndToEndObjective(SplicedObjective, name="e2e"):
+    """The model must predict the same with the SAE's output spliced in."""
+
+    kl_coefficient: float = 1.0
+    """Weight of d_out times the KL."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "kl_coefficient")
+
+    def observes(self, writes: Collection[Site], known: Collection[Site]) -> list[Site]:
+        """None: the predictions say it all."""
+        return []
+
+    def spliced(self, one: Trained, batch: Batch) -> "Spliced":
+        """See SplicedObjective.spliced."""
+        return Spliced(one, batch, {"kl": self.kl_coefficient * one.sae.d_out}, [])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DownstreamObjective(SplicedObjective, name="e2e_downstream"):
     """The model must predict the same, and compute the same on the way there."""
 
     kl_coefficient: float = 0.5
@@ -87,9 +121,8 @@ class DownstreamObjective(Objective, name="e2e_downstream"):
     downstream_sites: str | tuple[str, ...] = "blocks.*.hook_resid_post"
     """Where that error is taken, as far as it comes after the site that the SAE writes."""
 
-    needs_contexts: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_positive(self, "kl_coefficient", "downstream_coefficient")
 
     def observes(self, writes: Collection[Site], known: Collection[Site]) -> list[Site]:
@@ -110,22 +143,14 @@ class DownstreamObjective(Objective, name="e2e_downstream"):
         sites = match_sites(self.downstream_sites, known, what="objective.downstream_sites")
         return [one for one in sites if places[one] > places[site]]
 
-    def parts(
-        self,
-        trained: Sequence[Trained],
-        batch: Batch,
-        *,
-        at: Moment,
-        dead: Mapping[Site, Bool[Tensor, " d_sae"]],
-    ) -> Iterator[Part]:
-        """One part per SAE."""
-        for one in trained:
-            weights = {
-                "kl": self.kl_coefficient * one.sae.d_out,
-                "downstream": self.downstream_coefficient,
-            }
-            sites = self._after(one.writes, batch.runs[0].model.sites())
-            yield Spliced(one, batch, weights, sites).part(at, dead[one.reads])
+    def spliced(self, one: Trained, batch: Batch) -> "Spliced":
+        """See SplicedObjective.spliced."""
+        weights = {
+            "kl": self.kl_coefficient * one.sae.d_out,
+            "downstream": self.downstream_coefficient,
+        }
+        sites = self._after(one.writes, batch.runs[0].model.sites())
+        return Spliced(one, batch, weights, sites)
 
 
 def _check_positive(objective: Objective, *names: str) -> None:

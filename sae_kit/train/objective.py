@@ -57,6 +57,15 @@ class Trained:
     """What it reconstructs: `reads` itself, unless it is a transcoder."""
 
 
+def local_part(one: Trained, batch: Batch, at: Moment, dead: Bool[Tensor, " d_sae"]) -> Part:
+    """The part of an SAE that reconstructs the activation of the site that it writes."""
+    x, target = batch.acts[one.reads], batch.acts[one.writes]
+    out = one.sae.forward_train(x, at)
+    losses = one.sae.losses(x, target, out, at=at, dead=dead)
+    site = SiteOutput(x, target, out, losses.total, losses.terms)
+    return Part(losses.total, {one.reads: site})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective(Family, ABC, tag="name", package="sae_kit.train"):
     """What the SAEs are trained for."""
@@ -117,8 +126,4 @@ class LocalObjective(Objective, name="local"):
     ) -> Iterator[Part]:
         """One part per SAE."""
         for one in trained:
-            x, target = batch.acts[one.reads], batch.acts[one.writes]
-            out = one.sae.forward_train(x, at)
-            losses = one.sae.losses(x, target, out, at=at, dead=dead[one.reads])
-            site = SiteOutput(x, target, out, losses.total, losses.terms)
-            yield Part(losses.total, {one.reads: site})
+            yield local_part(one, batch, at, dead[one.reads])

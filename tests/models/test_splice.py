@@ -104,6 +104,13 @@ def test_a_half_precision_model_takes_float32_rows(tokens, counts):
     assert clean.kl(run).dtype == torch.float32
 
 
+@pytest.mark.parametrize("sites", [SITES[:1], [SITES[0], "blocks.1.mlp.hook_post"]])
+def test_predictions_are_those_of_an_uninterrupted_run(sites, tokens, counts):
+    """Whether the run stops at its last captured site and goes on later, or cannot stop there."""
+    clean = CleanRun(MODEL, tokens, counts, capture=sites)
+    assert torch.equal(clean.predictions.logits, MODEL.run(tokens).logits.flatten(0, 1))
+
+
 # --- the comparison -------------------------------------------------------------------------------
 
 

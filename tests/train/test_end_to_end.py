@@ -364,12 +364,15 @@ def open_source(sites: Sequence[Site], objective: Objective) -> ContextSource:
     )
 
 
+SAE_CONFIG = TopKConfig(d_sae=48, k=4)
+
+
 def make(
     objective: Objective, sites: Sequence[Site] = SITES, config: TrainerConfig = CONFIG
 ) -> Trainer:
     return Trainer(
         config,
-        TopKConfig(d_sae=48, k=4),
+        SAE_CONFIG,
         objective,
         open_source(sites, objective),
         device=torch.device("cpu"),
@@ -381,7 +384,9 @@ def small_sample(monkeypatch):
     monkeypatch.setattr(contexts_module, "N_SAMPLE_ROWS", 200)
 
 
-@pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
+@pytest.mark.parametrize(
+    "objective", [EndToEndObjective(local_share=0.0), DownstreamObjective(local_share=0.0)]
+)
 def test_a_site_alone_is_that_site_among_all(objective):
     """But for reading attention's inside, which makes the model compute another way."""
     sites = [SITES[0], "blocks.1.hook_resid_mid"]
@@ -422,7 +427,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path):
 
 
 def test_what_is_logged():
-    trainer = make(DownstreamObjective())
+    trainer = make(DownstreamObjective(local_share=0.0))
     trainer.initialise()
     metrics = trainer.step(0, measure=True)
     for site in SITES:
@@ -435,10 +440,36 @@ def test_what_is_logged():
 
 def test_training_lowers_the_kl():
     config = replace(CONFIG, n_tokens=32 * 150, n_warmup_steps=5)
-    trainer = make(EndToEndObjective(), SITES[:1], config)
+    trainer = make(EndToEndObjective(local_share=0.0), SITES[:1], config)
     trainer.initialise()
     kl = [float(trainer.step(s, measure=True)[f"{SITES[0]}/KL"]) for s in range(150)]
     assert sum(kl[-20:]) < 0.7 * sum(kl[:20])
+
+
+@pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
+def test_a_run_begins_as_a_local_one(objective):
+    """Step for step, on the same batches."""
+    own, source = make(objective), open_source(SITES, objective)
+    local = Trainer(CONFIG, SAE_CONFIG, LocalObjective(), source, device=torch.device("cpu"))
+    for trainer in (own, local):
+        trainer.initialise()
+        for step in range(CONFIG.n_steps // 2):
+            trainer.step(step, measure=True)
+    for site in SITES:
+        for name, tensor in own.saes[site].weights().items():
+            assert torch.equal(tensor, local.saes[site].weights()[name]), name
+    after = own.step(CONFIG.n_steps // 2, measure=True)
+    assert f"{SITES[0]}/loss_kl" in after
+
+
+def test_the_local_beginning_asks_for_no_predictions():
+    model = LinearModel()  # captured to the last site, where it can stop
+    batch = make_batch(model, random_tokens(VOCAB), model.names)
+    one = Trained(linear_sae(torch.eye(D)), model.names[0], model.names[0])
+    dead = {one.reads: torch.zeros(one.sae.d_sae, dtype=torch.bool)}
+    for step, asked in ((49, False), (50, True)):
+        list(EndToEndObjective().parts([one], batch, at=Moment(step, 100), dead=dead))
+        assert ("predictions" in vars(batch.runs[0])) == asked
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -480,6 +511,12 @@ def test_a_source_without_runs_is_refused():
 def test_coefficients_are_positive(name):
     with pytest.raises(ValueError, match=f"{name}: 0.0 is not positive"):
         DownstreamObjective(**{name: 0.0})
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_something_is_left_for_the_objective(share):
+    with pytest.raises(ValueError, match=f"local_share: {share} leaves nothing"):
+        EndToEndObjective(local_share=share)
 
 
 def test_coefficients_are_the_papers():
