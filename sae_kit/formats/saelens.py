@@ -17,8 +17,8 @@ scale, which is folded in. Where it is lost, load_sae(input_scale=...) takes it.
 A file that asks for something whose outputs we would not reproduce (whitened inputs, another
 architecture, ...) is refused, never reinterpreted.
 
-Limits: standard, topk, jumprelu and gated architectures, as autoencoders or transcoders;
-half-precision weights are widened to float32.
+Limits: standard, topk, jumprelu, gated and groupmax architectures (the last are opened by this
+package alone), as autoencoders or transcoders; half-precision weights are widened to float32.
 """
 
 import json

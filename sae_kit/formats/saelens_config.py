@@ -4,12 +4,13 @@ Every reader learns from it how outputs are computed (`Plain`): a plain architec
 its fields. Under `metadata.sae_kit` we keep our own config beside that, so that an SAE comes back
 as the architecture that was trained.
 
-Plain architectures are relu (SAELens' standard), jumprelu, topk and gated, as autoencoders, as
-transcoders, and as transcoders with a skip connection; `WORDS` has the words for them.
+Plain architectures are relu (SAELens' standard), jumprelu, topk, gated and groupmax, as
+autoencoders, as transcoders, and as transcoders with a skip connection; `WORDS` has the words for
+them.
 
-SAELens has no topk and gated transcoders. The four words for these (`topk_transcoder`, ...) are
-ours alone: SAELens refuses them as architectures that it does not know, rather than opening the
-file as something else.
+SAELens has no topk and gated transcoders, and no groupmax. The seven words for these
+(`topk_transcoder`, ...) are ours alone: SAELens refuses them as architectures that it does not
+know, rather than opening the file as something else.
 
 Two layouts are read: that of SAELens 6, which is the one written, and the older one, which is flat
 and has other names and defaults. Checkpoints of a run under way are read too: their words for
@@ -33,6 +34,7 @@ WORDS = {
     "jumprelu": ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
     "topk": ("topk", "topk_transcoder", "topk_skip_transcoder"),
     "gated": ("gated", "gated_transcoder", "gated_skip_transcoder"),
+    "groupmax": ("groupmax", "groupmax_transcoder", "groupmax_skip_transcoder"),
 }
 MEANINGS = {word: (arch, kind) for arch, words in WORDS.items() for kind, word in enumerate(words)}
 
@@ -44,7 +46,7 @@ UNFOLDED = "expected_average_only_in"
 """What normalize_activations is while the scale of the inputs is not in the weights."""
 
 # Fields that a plain architecture alone has. Fields have the same names in both.
-OWN_FIELDS = {"topk": ("k",)}
+OWN_FIELDS = {"topk": ("k",), "groupmax": ("k",)}
 
 RESHAPES = ("none", "hook_z")
 """Whether heads are flattened before the SAE reads them; what our sources give is flat anyway."""

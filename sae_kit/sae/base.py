@@ -340,13 +340,16 @@ class SAE(nn.Module, ABC):
 
     @final
     @torch.no_grad()
-    def _scale_encoder(self, generator: torch.Generator, *, k: int) -> None:
+    def _scale_encoder(
+        self, generator: torch.Generator, *, k: int, choose: ops.Choose = ops.top_pre_activations
+    ) -> None:
         """Scale the encoder so that unit inputs give reconstructions of mean norm 1.
 
-        For dictionaries of which `k` latents are active in a row. Source: 2406.04093, appendix A.
+        For dictionaries of which `k` latents, chosen by `choose`, are active in a row. Source:
+        2406.04093, appendix A.
         """
         probes = ops.random_unit_rows(N_PROBES, self.d_in, generator)
-        values, indices = ops.top_pre_activations(probes, self.encoder_rows, self.b_enc, k)
+        values, indices = choose(probes, self.encoder_rows, self.b_enc, k)
         recon = ops.sparse_decode(values.relu(), indices, self.W_dec)
         norm = torch.linalg.vector_norm(recon, dim=-1).mean()
         # d_sae 1, or a tiny dictionary, may answer no probe at all.

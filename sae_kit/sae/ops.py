@@ -66,6 +66,19 @@ def screened_top_pre_activations(
     return _TopPreActivations.apply(x, encoder_rows, b_enc, k, _screened_top if screens else _top)
 
 
+def group_maxima(
+    x: Float[Tensor, "rows d_in"],
+    encoder_rows: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The largest of `x @ encoder_rows.T + b_enc` in each of k groups of consecutive latents.
+
+    As `top_pre_activations`, in the order of the groups; k divides d_sae.
+    """
+    return _TopPreActivations.apply(x, encoder_rows, b_enc, k, _top_of_groups)
+
+
 def keep_top(pre: Float[Tensor, "rows n"], k: int) -> Float[Tensor, "rows n"]:
     """The matrix with all but the k largest entries of each row set to 0; differentiable."""
     values, indices = pre.topk(k, dim=-1, sorted=False)
@@ -119,6 +132,16 @@ class _TopPreActivations(torch.autograd.Function):
 
 def _top(x: Tensor, encoder_rows: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _by_chunks(lambda rows: largest(linear(rows, encoder_rows, b_enc), k), x, len(b_enc))
+
+
+def _top_of_groups(x: Tensor, encoder_rows: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    first = torch.arange(k, device=x.device) * (len(b_enc) // k)
+
+    def decide(rows: Tensor) -> tuple[Tensor, Tensor]:
+        values, places = linear(rows, encoder_rows, b_enc).unflatten(-1, (k, -1)).max(-1)
+        return values, places + first
+
+    return _by_chunks(decide, x, len(b_enc))
 
 
 def _screened_top(x: Tensor, encoder_rows: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:

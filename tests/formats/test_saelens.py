@@ -11,6 +11,7 @@ from sae_kit.formats import inspect_sae, load_sae, save_sae
 from sae_kit.sae import Inference, SAEConfig
 from sae_kit.sae.batch_topk import BatchTopKConfig
 from sae_kit.sae.gated import GatedConfig
+from sae_kit.sae.groupmax import GroupMaxConfig
 from sae_kit.sae.jumprelu import JumpReLUConfig
 from sae_kit.sae.matryoshka import MatryoshkaConfig
 from sae_kit.sae.p_anneal import PAnnealConfig
@@ -29,6 +30,7 @@ CONFIGS = [
     GatedConfig(d_sae=7, l1_coefficient=0.3),
     WeightedReLUConfig(d_sae=7, l1_coefficient=0.3),
     PAnnealConfig(d_sae=7, p_end=0.4),
+    GroupMaxConfig(d_sae=7, k=1, k_aux=2),
 ]
 TRANSCODERS = [
     replace(config, apply_b_dec_to_input=False, skip=skip)

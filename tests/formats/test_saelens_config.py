@@ -22,7 +22,7 @@ HERE = "cfg.json"
 
 def build(arch, *, d_out=None, **fields):
     node = {"arch": arch, "d_sae": 7, "apply_b_dec_to_input": d_out is None, **fields}
-    node |= {"k": 3} if arch == "topk" else {}
+    node |= {"topk": {"k": 3}, "groupmax": {"k": 7}}.get(arch, {})
     return from_node(SAEConfig, node).build(4, d_out, generator=torch.Generator().manual_seed(0))
 
 
@@ -51,9 +51,9 @@ def test_words_for_what_saelens_lacks_are_not_among_its_own():
         *("jumprelu_transcoder", "jumprelu_skip_transcoder"),
         *("batchtopk", "matryoshka_batchtopk"),
     }
-    ours = {
-        f"{arch}_{kind}" for arch in ("topk", "gated") for kind in ("transcoder", "skip_transcoder")
-    }
+    kinds = ("transcoder", "skip_transcoder")
+    ours = {f"{arch}_{kind}" for arch in ("topk", "gated", "groupmax") for kind in kinds}
+    ours.add("groupmax")
     assert set(MEANINGS) == theirs | ours
 
 

@@ -19,6 +19,7 @@ from sae_kit.formats.saelens_config import WORDS
 from sae_kit.sae import SAEConfig
 from sae_kit.sae.batch_topk import BatchTopKConfig
 from sae_kit.sae.gated import GatedConfig
+from sae_kit.sae.groupmax import GroupMaxConfig
 from sae_kit.sae.jumprelu import JumpReLUConfig
 from sae_kit.sae.matryoshka import MatryoshkaConfig
 from sae_kit.sae.p_anneal import PAnnealConfig
@@ -78,6 +79,7 @@ ARCHITECTURES = (
     TopKConfig(d_sae=D_SAE, k=5),
     BatchTopKConfig(d_sae=D_SAE, k=5),
     MatryoshkaConfig(d_sae=D_SAE, k=5),
+    GroupMaxConfig(d_sae=D_SAE, k=6),
 )
 WITHOUT = [replace(config, apply_b_dec_to_input=False) for config in ARCHITECTURES]
 AUTOENCODERS = {
@@ -89,7 +91,10 @@ TRANSCODERS = {
     **{f"{config.word}-skip-transcoder": replace(config, skip=True) for config in WITHOUT},
 }
 CONFIGS = AUTOENCODERS | TRANSCODERS
-REFUSED = [name for name, config in TRANSCODERS.items() if config.word in ("topk", "gated")]
+REFUSED = [
+    *(name for name, config in TRANSCODERS.items() if config.word in ("topk", "gated")),
+    *(name for name, config in CONFIGS.items() if config.word == "groupmax"),
+]
 OPENED = [name for name in CONFIGS if name not in REFUSED]
 
 
@@ -127,7 +132,7 @@ def opened(tmp_path_factory) -> Path:
 def test_every_architecture_is_compared():
     assert {config.word for config in ARCHITECTURES} == set(SAEConfig.variants())
     written = {WORDS[build(name).inference().arch][0] for name in AUTOENCODERS}
-    assert written == {"standard", "gated", "jumprelu", "topk"}
+    assert written == {"standard", "gated", "jumprelu", "topk", "groupmax"}
 
 
 @pytest.mark.parametrize("name", OPENED)

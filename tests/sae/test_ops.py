@@ -45,12 +45,13 @@ def test_largest_is_topk_however_it_is_found(n, k):
     assert all(len(set(row)) == k for row in indices.tolist())
 
 
-def test_chunks_of_rows_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("choose", [ops.top_pre_activations, ops.group_maxima])
+def test_chunks_of_rows_make_no_difference(choose, monkeypatch):
     x, encoder, bias = draw(50, 6), draw(128, 6, seed=1), draw(128, seed=2)
-    whole = ops.top_pre_activations(x, encoder, bias, 3)
+    whole = choose(x, encoder, bias, 4)
     for chunk in (1, 128 * 7):
         monkeypatch.setattr(ops, "CHUNK", chunk)
-        for ours, expected in zip(ops.top_pre_activations(x, encoder, bias, 3), whole, strict=True):
+        for ours, expected in zip(choose(x, encoder, bias, 4), whole, strict=True):
             assert_close(ours, expected)
 
 

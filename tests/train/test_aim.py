@@ -32,7 +32,7 @@ def build(config: SAEConfig) -> SAE:
 def arch(word: str) -> SAEConfig:
     fields = {"arch": word, "d_sae": D_SAE, "apply_b_dec_to_input": False}
     if "k" in SAEConfig.variants()[word].__dataclass_fields__:
-        fields["k"] = 3
+        fields["k"] = 4
     return from_node(SAEConfig, fields)
 
 
