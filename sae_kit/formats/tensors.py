@@ -4,6 +4,7 @@ A header is checked before a tensor is read, and no tensor is larger than what i
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,24 @@ FLOATS = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_INTEGERS = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_WORDS = {dtype: word for word, dtype in (FLOATS | _INTEGERS).items()}
+
+
+def header_of(contents: Mapping[str, Any]) -> Header:
+    """Type and shape of the tensors among a file's contents; what else it holds is passed over."""
+    return {
+        name: (_WORDS[value.dtype], tuple(value.shape))
+        for name, value in contents.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def check_header(
@@ -65,8 +84,9 @@ def read_safetensors(place: Place, name: str, names: Mapping[str, str]) -> dict[
         name: of the file.
         names: ours, by the file's, of the tensors to read.
     """
+    path = place.path(name)
     try:
-        with safe_open(place.path(name), framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             # A clone: memory mapped from the file vanishes if the file is cut short.
             return {ours: file.get_tensor(theirs).clone() for theirs, ours in names.items()}
     except (OSError, SafetensorError) as error:
