@@ -35,11 +35,11 @@ from torch import Tensor
 from sae_kit.files import save_tensors, write_atomic
 from sae_kit.formats.base import SAEInfo, WritableFormat
 from sae_kit.formats.places import Place, refuse
+from sae_kit.formats.plain import RECORD, Plain, check_trained
 from sae_kit.formats.saelens_config import (
     IN_TRAINING,
     RESCALE,
     UNFOLDED,
-    Plain,
     contents_for,
     modern,
     plain_of,
@@ -162,20 +162,9 @@ class SAELensFormat(WritableFormat, name="saelens"):
             _fold_scale(weights, read.scale, line=bool(read.contents.get(RESCALE)))
         if read.contents.get(RESCALE):
             _fold_norms(weights, where)
-        self._check_origin(place, read, info)
+        if RECORD in (read.contents.get("metadata") or {}):
+            check_trained(info.config, read.plain, place.file(CONFIG), f"metadata.{RECORD}")
         return weights
-
-    def _check_origin(self, place: Place, read: _Config, info: SAEInfo) -> None:
-        """The architecture it was trained as must compute what the file says to everybody."""
-        if "sae_kit" not in (read.contents.get("metadata") or {}):
-            return
-        sae = info.config.build(1, info.d_out and 1, generator=torch.Generator())
-        if read.plain.settings != (ours := Plain.of(sae)).settings:
-            refuse(
-                place.file(CONFIG),
-                f"metadata.sae_kit makes {ours.settings} of {read.plain.settings}",
-                "undo the edit",
-            )
 
     def save(
         self,

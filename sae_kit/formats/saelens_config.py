@@ -1,8 +1,8 @@
 """cfg.json of the SAELens layout: what it says about an SAE, read and written.
 
-Every reader learns from it how outputs are computed (`Plain`): a plain architecture, its widths and
-its fields. Under `metadata.sae_kit` we keep our own config beside that, so that an SAE comes back
-as the architecture that was trained.
+Every reader learns from it how outputs are computed (`Plain`, formats/plain.py). Under
+`metadata.sae_kit` we keep our own config beside that, so that an SAE comes back as the architecture
+that was trained.
 
 Plain architectures are relu (SAELens' standard), jumprelu, topk, gated and groupmax, as
 autoencoders, as transcoders, and as transcoders with a skip connection; `WORDS` has the words for
@@ -19,11 +19,11 @@ BatchTopK are those of training, and the scale of their inputs stands beside the
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 from sae_kit.config import from_node, to_dict
 from sae_kit.formats.places import refuse
+from sae_kit.formats.plain import Plain
 from sae_kit.sae import SAE, SAEConfig
 from sae_kit.sae.normalization import NORMALIZATIONS, Normalization
 
@@ -58,43 +58,6 @@ choice, codes divided by them before the decoder. Read, and folded into the weig
 
 # SAELens reads files without a version, or with one below 6, by the rules of its older layout.
 LAYOUT_VERSION = "6.0.0"
-
-
-@final
-@dataclass(frozen=True)
-class Plain:
-    """The plain architecture that computes an SAE's outputs."""
-
-    settings: Mapping[str, Any]
-    """Our word for it as `arch`, and the config fields that decide outputs."""
-
-    d_in: int
-    """Width of what it reads."""
-
-    d_out: int | None
-    """Width of what it reconstructs; None = an autoencoder."""
-
-    normalization: Normalization = "none"
-    """How it normalises the rows it reads."""
-
-    @staticmethod
-    def of(sae: SAE) -> "Plain":
-        """That of an SAE at hand."""
-        plain = sae.inference()
-        settings = {
-            "arch": plain.arch,
-            "d_sae": sae.d_sae,
-            "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
-            "skip": sae.config.skip,
-            **plain.fields,
-        }
-        d_out = sae.d_out if sae.is_transcoder else None
-        return Plain(settings, sae.d_in, d_out, sae.normalization)
-
-    @property
-    def arch(self) -> str:
-        """Our word for it."""
-        return str(self.settings["arch"])
 
 
 def _fields(arch: str) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ import torch
 
 from sae_kit.config import from_node
 from sae_kit.formats.places import LocalPlace
+from sae_kit.formats.plain import Plain
 from sae_kit.formats.saelens_config import (
     IN_TRAINING,
     MEANINGS,
     WORDS,
-    Plain,
     contents_for,
     modern,
     plain_of,
