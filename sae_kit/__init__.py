@@ -9,6 +9,7 @@ Everything else is imported from its own module: sae_kit.data, sae_kit.train, sa
 """
 
 from sae_kit.formats.base import SAEInfo, inspect_sae, load_sae, load_saes, save_sae
+from sae_kit.models.fit import check_fit
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.hooks import Prefix, Run
 from sae_kit.models.pretrained import LanguageModel, load_model
@@ -25,6 +26,7 @@ __all__ = [
     "SAEConfig",
     "SAEInfo",
     "SparseCode",
+    "check_fit",
     "inspect_sae",
     "load_model",
     "load_sae",

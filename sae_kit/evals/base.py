@@ -24,6 +24,8 @@ from sae_kit.config import Family
 from sae_kit.data.planted import PLANTED, PlantedConfig
 from sae_kit.data.tokens import TokensConfig, check_context, take
 from sae_kit.dist import World
+from sae_kit.models.expectations import Expectations, warn_of
+from sae_kit.models.fit import check_fit
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.hooks import Site, check_sites
 from sae_kit.models.pretrained import LanguageModel
@@ -71,7 +73,8 @@ class Subject:
         }
 
     def check_saes(self) -> None:
-        """Refuse a subject without SAEs, or with one that does not fit its sites.
+        """Refuse a subject without SAEs, or with one that does not fit its sites; warn about one
+        that is used otherwise than it was trained.
 
         Raises:
             ValueError: no SAEs, a site that the model lacks, or an SAE of another width.
@@ -83,22 +86,20 @@ class Subject:
         known, writes = self.model.sites(), self.writes
         check_sites(self.saes, known, "saes")
         for site, sae in self.saes.items():
+            check_fit(sae, self.language_model, site=site)
+            expected = Expectations.of(sae.metadata)
+            warn_of(site, expected.unmet_by_text(self.tokens.context_size, self.tokens.prepend_bos))
             if not writes[site]:
                 raise ValueError(
                     f"saes: the transcoder at {site!r} does not say which site it writes; set "
                     "hook_name_out in its metadata"
                 )
             check_sites([writes[site]], known, "saes (hook_name_out)")
-            for name, width, where in (
-                ("d_in", sae.d_in, site),
-                ("d_out", sae.d_out, writes[site]),
-            ):
-                if width != self.model.width(where):
-                    raise ValueError(
-                        f"saes: the one at {site!r} has {name} {width}, but {where!r} is "
-                        f"{self.model.width(where)} wide; give the model and the site that it was "
-                        "trained on"
-                    )
+            if sae.d_out != (width := self.model.width(writes[site])):
+                raise ValueError(
+                    f"saes: the one at {site!r} has d_out {sae.d_out}, but {writes[site]!r} is "
+                    f"{width} wide; give the model and the sites that it was trained on"
+                )
 
     def contexts(
         self, n_tokens: int, tokens: TokensConfig | None = None

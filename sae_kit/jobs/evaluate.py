@@ -13,8 +13,9 @@ from sae_kit.data.docs import DocsConfig
 from sae_kit.data.planted import PlantedConfig
 from sae_kit.data.tokens import TokensConfig
 from sae_kit.evals.base import Evaluation, PlantedSubject, Subject
-from sae_kit.formats.base import load_saes
+from sae_kit.formats.base import load_sae, load_saes
 from sae_kit.jobs.run_folder import plain, read_config
+from sae_kit.models.expectations import Expectations
 from sae_kit.models.hooks import Site
 from sae_kit.models.pretrained import ModelConfig
 from sae_kit.result import Result
@@ -38,7 +39,11 @@ class Evaluate:
     run: str | None = None
     """A training run's folder."""
     saes: str | None = None
-    """A folder of saved SAEs, or one saved SAE."""
+    """Saved SAEs, or one: a folder, a file, a place on the hub, a release (docs/loading.md)."""
+    format: str = "auto"
+    """The format of `saes`; auto recognises it."""
+    site: str | None = None
+    """The site of the one SAE that `saes` is, if its file does not say."""
     layers: tuple[int, ...] | None = None
     """Block numbers whose SAEs are evaluated; None: all."""
     seed: int = 0
@@ -48,6 +53,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.run is not None and self.saes is not None:
             raise ValueError("saes: give either run or saes, not both")
+        if self.site is not None and self.saes is None:
+            raise ValueError(f"site: {self.site!r} is that of one SAE; give saes")
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> Result:
@@ -88,19 +95,35 @@ def _subject(config: Evaluate) -> Subject | PlantedSubject:
                 f"run: {config.run} trained no SAEs of a language model; give a run of train.py's "
                 "main job (for planted rows: eval=recovery)"
             )
-    if (where := config.run or config.saes) is not None:
-        saes = load_saes(where, config.layers)
+    if config.saes is not None and config.site is not None:
+        saes = {config.site: load_sae(config.saes, format=config.format, site=config.site)}
+    elif (where := config.run or config.saes) is not None:
+        saes = load_saes(where, config.layers, format=config.format)
     language_model = _model(config, trained, saes).build()
     device = language_model.model.device
     data = config.data
     if data is None:
-        data = from_node(TokensConfig, trained["data"]) if trained else DocsConfig()
+        data = from_node(TokensConfig, trained["data"]) if trained else _text_for(saes)
     return Subject(
         language_model=language_model,
         saes={site: sae.to(device) for site, sae in saes.items()},
         tokens=data,
         seed=config.seed,
     )
+
+
+def _text_for(saes: Mapping[Site, SAE]) -> TokensConfig:
+    """Docstrings in contexts as the SAEs were trained on, as far as their files say."""
+    given: dict[str, Any] = {}
+    for sae in saes.values():
+        expected = Expectations.of(sae.metadata)
+        if expected.context_size is not None:
+            given["context_size"] = min(
+                expected.context_size, given.get("context_size", DocsConfig().context_size)
+            )
+        if expected.prepend_bos is not None:
+            given["prepend_bos"] = expected.prepend_bos
+    return DocsConfig(**given)
 
 
 def _planted_subject(config: Evaluate) -> PlantedSubject:
@@ -128,9 +151,9 @@ def _model(config: Evaluate, trained: Mapping[str, Any], saes: Mapping[Site, SAE
     if trained:
         return from_node(ModelConfig, trained["model"], where="model")
     for sae in saes.values():
-        name = sae.metadata.get("model_name")
-        if isinstance(name, str):
-            processing = sae.metadata.get("model_from_pretrained_kwargs") or {}
-            centre = bool(processing.get("center_writing_weights", False))
-            return ModelConfig(name=name, centre_writing_weights=centre)
+        expected = Expectations.of(sae.metadata)
+        if expected.model_name is not None:
+            return ModelConfig(
+                name=expected.model_name, centre_writing_weights=bool(expected.centred)
+            )
     raise ValueError("model: none given, and nothing says which; add model=demo (or gpt2, local)")

@@ -14,6 +14,7 @@ from typing import final
 import torch
 
 from sae_kit.config import nearest
+from sae_kit.models.expectations import Expectations, Fitted
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.hf_layout import WEIGHT_FILES, read_model, write_model
 from sae_kit.models.hooks import torch_device, torch_dtype
@@ -83,20 +84,35 @@ class LanguageModel:
 
 
 def load_model(
-    name: str,
+    name: str | None = None,
     *,
-    centre_writing_weights: bool = False,
+    like: Fitted | None = None,
+    centre_writing_weights: bool | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     revision: str | None = None,
 ) -> LanguageModel:
     """Load a GPT-2 and its tokenizer; the arguments are the fields of `ModelConfig`.
 
+    Args:
+        name: see `ModelConfig`; may be left out where `like` says it.
+        like: an SAE; the model is the one that it was trained on, processed as it was then, as far
+            as its file says and nothing else is given here.
+        centre_writing_weights: see `ModelConfig`; None = as `like` says, or else not.
+        dtype: see `ModelConfig`.
+        device: see `ModelConfig`.
+        revision: see `ModelConfig`.
+
     Raises:
         ValueError: no such model, or its files are incomplete, broken or not a GPT-2's.
         ConnectionError: a hub model is not in the cache and the hub cannot be reached.
     """
     to_dtype, to_device = torch_dtype(dtype), torch_device(device)
+    expected = Expectations.of({} if like is None else like.metadata)
+    if (name := name or expected.model_name) is None:
+        raise ValueError("name: none given, and no SAE that says which; give 'gpt2', say, or like=")
+    if centre_writing_weights is None:
+        centre_writing_weights = bool(expected.centred)
     folder, commit = find_model(name, revision=revision)
     model = read_model(folder)
     tokenizer = Tokenizer.load(folder)

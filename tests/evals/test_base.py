@@ -60,7 +60,7 @@ def test_saes_that_fit_are_accepted(subject):
     [
         ({}, "saes: none given"),
         ({"blocks.7.hook_resid_pre": 32}, "saes: the model has no site 'blocks.7.hook_resid_pre'"),
-        ({"blocks.1.mlp.hook_post": 32}, "d_in 32, but .* is 64 wide"),
+        ({"blocks.1.mlp.hook_post": 32}, "hook_post' is 64 wide, and the SAE reads 32"),
     ],
 )
 def test_saes_that_do_not_fit_are_refused(subject, saes, message):

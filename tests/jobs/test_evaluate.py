@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sae_kit.data.docs import DocsConfig
+from sae_kit.formats import load_sae, load_saes, save_sae
 from sae_kit.jobs import evaluate as job
 from sae_kit.jobs.evaluate import evaluate
 from sae_kit.jobs.train import train
@@ -49,6 +51,27 @@ def test_saes_alone_know_their_model(run, composed, tmp_path, tiny_folder):
     assert result.rows == same.rows
 
 
+def test_one_sae_is_told_its_site(run, composed, tmp_path, tiny_folder):
+    """As for a file that does not say: here in a layout without room for it."""
+    sae = load_sae(run / "saes" / SITES[1])
+    kept = {k: v for k, v in sae.metadata.items() if k not in ("hook_name", "training")}
+    save_sae(sae, tmp_path / "one", metadata=kept)
+    text = ["data=text", f"data.paths=[{tiny_folder / 'text.txt'}]", "data.context_size=32"]
+    given = [f"saes={tmp_path / 'one'}", f"site={SITES[1]}", *text, *SHORT]
+    result = run_eval(composed, tmp_path / "a", *given)
+    same = run_eval(composed, tmp_path / "b", f"run={run}", "layers=[1]", *SHORT)
+    assert result.rows == same.rows
+
+
+def test_text_is_cut_as_the_saes_saw_it(run):
+    """Where nothing else is said; the shortest of their contexts."""
+    saes = load_saes(run)
+    assert (job._text_for(saes).context_size, job._text_for(saes).prepend_bos) == (32, True)
+    saes[SITES[0]].metadata |= {"context_size": 16}
+    assert job._text_for(saes).context_size == 16
+    assert job._text_for({}) == DocsConfig()
+
+
 def test_layers_choose(run, composed, tmp_path):
     result = run_eval(composed, tmp_path, f"run={run}", "layers=[1]", *SHORT)
     assert [row["site"] for row in result.rows] == SITES[1:]
@@ -71,6 +94,7 @@ def test_drawing_again_computes_nothing(run, composed, tmp_path, monkeypatch):
         (["run={run}", "saes={run}"], "saes: give either run or saes"),
         (["run={empty}"], "no run there"),
         (["run={run}", "layers=[7]"], r"layers: \[7\] have no SAE .* available: \[0, 1\]"),
+        (["run={run}", "site=hook_embed"], "site: 'hook_embed' is that of one SAE; give saes"),
         (["run={run}", "eval.n_tokens=0"], r"eval\.n_tokens: 0"),
         (["+eval.n_token=3"], r"eval\.n_token: unknown; did you mean 'n_tokens'"),
         ([], "model: none given"),

@@ -14,6 +14,7 @@ def test_public_names_are_the_promised_ones():
         "SAEConfig",
         "SAEInfo",
         "SparseCode",
+        "check_fit",
         "inspect_sae",
         "load_model",
         "load_sae",
