@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_kit.formats.pickles import peek_pt
 from sae_kit.formats.places import Header, Place, refuse
 from sae_kit.formats.sites import layer_of, site_order
 from sae_kit.formats.sources import open_source
@@ -266,12 +267,19 @@ def _recognise(place: Place, format: str) -> tuple[Format, Place]:
         if here and one.recognises(place):
             return one, place
         below += entries
+    words = ", ".join(chosen)
+    if below and names == tuple(set(below)) and names[0].endswith(".pt"):
+        held = sorted(peek_pt(place, names[0]))
+        refuse(
+            place.where,
+            f"holds {_listed(held) or 'nothing'}, which is no SAE in a known format ({words})",
+            "some formats need the config that was beside it",
+        )
     if below:
         raise ValueError(
             f"{place.where}: this is no SAE, but has {len(set(below))} below it; open it with "
             f"load_saes, or one of them, such as {place.file(min(below))}"
         )
-    words = ", ".join(chosen)
     raise ValueError(
         f"{place.where}: holds no SAE in a known format ({words}); it has "
         f"{_listed(names) or 'no files'}, and saelens, say, needs cfg.json and "

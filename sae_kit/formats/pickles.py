@@ -20,7 +20,7 @@ they were on; streams of up to `MAX_STREAM` bytes.
 
 import math
 import pickletools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -77,6 +77,14 @@ def read_pt(place: Place, name: str) -> dict[str, Any]:
     """
     peek_pt(place, name)  # every size is checked before the first tensor is read
     return _contents(place, name, _read_storage)
+
+
+def keys_of(place: Place, name: str) -> Set[str]:
+    """The names in a file, to know a format by; none of a file that cannot be opened."""
+    try:
+        return peek_pt(place, name).keys()
+    except ValueError:
+        return set()
 
 
 @final

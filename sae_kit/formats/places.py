@@ -43,6 +43,10 @@ class Place(ABC):
         """The folder or file of that name below this place; "" is the place itself."""
 
     @abstractmethod
+    def beside(self, name: str) -> "Place | None":
+        """For a place that is one file, the file of that name in the same folder, if any is."""
+
+    @abstractmethod
     def path(self, name: str) -> Path:
         """The file on this disk, fetched if need be."""
 
@@ -118,6 +122,11 @@ class LocalPlace(Place):
     def at(self, name: str) -> "LocalPlace":
         """See Place.at."""
         return LocalPlace(self._path / name)
+
+    def beside(self, name: str) -> "LocalPlace | None":
+        """See Place.beside."""
+        other = self._path.with_name(name)
+        return LocalPlace(other) if other.is_file() else None
 
     def path(self, name: str) -> Path:
         """See Place.path."""

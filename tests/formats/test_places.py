@@ -32,6 +32,14 @@ def test_a_file_is_a_place_too(place, tmp_path):
     assert one.file("cfg.json") == one.where == (tmp_path / "cfg.json").as_posix()
 
 
+def test_files_beside_a_file(place, tmp_path):
+    one = place.at("cfg.json")
+    assert one.beside("other.json") is None
+    assert one.beside("a") is None  # a folder
+    (tmp_path / "other.json").write_text('{"d_in": 5}')
+    assert one.beside("other.json").json("other.json") == {"d_in": 5}
+
+
 def test_folders_that_lead_in_a_circle_end(place, tmp_path):
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert max(name.count("/") for name in place.names()) < places.MAX_DEPTH
