@@ -11,11 +11,14 @@ residual stream, averaged over these sites.
 Source: Braun et al. 2024, "Identifying functionally important features with end-to-end sparse
 dictionary learning" (2405.12241): both losses, and the coefficients 1, and 0.5 with 2.5.
 
-- The run begins with the local error: for the first `local_share` of it, and only then changes to
-  the loss above. An untrained SAE's output makes the model predict nonsense, and how to mend that
-  is hardly to be learnt from predictions; Karvonen 2025 (2503.17272) finds that a short end-to-end
-  phase after local training keeps most of the gain of a whole run. docs/training.md has what it
-  changes here; Braun et al. train end to end from the start: local_share=0.
+- The run begins with the local error, and changes to the loss above after `local_share` of its
+  steps. An untrained SAE's output makes the model predict nonsense, and how to mend that is hardly
+  to be learnt from predictions; Karvonen 2025 (2503.17272) finds that a short end-to-end phase
+  after local training has most of the gain of a whole run. As there, the loss is then multiplied by
+  what makes it equal to the batch's local error, so that penalties keep their weight and Adam's
+  moments their scale. The learning rate is multiplied by `lr_factor`, since gradients of
+  predictions are noisier. Braun et al. train end to end from the start: local_share=0, which
+  leaves the loss as it stands above. docs/training.md has what this changes.
 - Units. E is measured as the local error is: activations scaled to a mean norm of sqrt(width),
   squares summed over channels (relative to d_out, where the widths differ), averaged over rows. KL
   is multiplied by d_out for the same reason: predicting the mean costs about d_out in a local loss,
@@ -54,8 +57,10 @@ from sae_kit.train.objective import Objective, Part, SiteOutput, Trained, local_
 class SplicedObjective(Objective, ABC):
     """What end-to-end objectives share: a local beginning, then a spliced run for each SAE."""
 
-    local_share: float = 0.5
+    local_share: float = 0.7
     """Share of the run, at its start, that trains on the local error."""
+    lr_factor: float = 0.25
+    """Multiplies the learning rate in the rest of the run."""
 
     needs_contexts: ClassVar[bool] = True
 
@@ -65,10 +70,20 @@ class SplicedObjective(Objective, ABC):
                 f"local_share: {self.local_share} leaves nothing for the objective; give at least "
                 "0 and less than 1, or objective=local"
             )
+        _check_positive(self, "lr_factor")
 
     @abstractmethod
     def spliced(self, one: Trained, batch: Batch) -> "Spliced":
         """The SAE on the batch, with what is asked of its spliced run."""
+
+    @final
+    def pace(self, at: Moment) -> float:
+        """See Objective.pace."""
+        return 1.0 if self._local(at) else self.lr_factor
+
+    @final
+    def _local(self, at: Moment) -> bool:
+        return at.step < self.local_share * at.n_steps
 
     @final
     def parts(
@@ -80,12 +95,12 @@ class SplicedObjective(Objective, ABC):
         dead: Mapping[Site, Bool[Tensor, " d_sae"]],
     ) -> Iterator[Part]:
         """One part per SAE."""
-        local = at.step < self.local_share * at.n_steps
         for one in trained:
-            if local:
+            if self._local(at):
                 yield local_part(one, batch, at, dead[one.reads])
             else:
-                yield self.spliced(one, batch).part(at, dead[one.reads])
+                spliced = self.spliced(one, batch)
+                yield spliced.part(at, dead[one.reads], balanced=self.local_share > 0)
 
 
 @final
@@ -170,14 +185,20 @@ class Spliced:
         self.one, self.batch, self.weights, self.sites = one, batch, weights, sites
         self.n_rows = sum(run.n_rows for run in batch.runs)
 
-    def part(self, at: Moment, dead: Bool[Tensor, " d_sae"]) -> Part:
-        """The whole loss, and what it consists of."""
+    def part(self, at: Moment, dead: Bool[Tensor, " d_sae"], *, balanced: bool) -> Part:
+        """The whole loss, and what it consists of.
+
+        `balanced`: what is asked of the spliced run is multiplied to be as much as the local error.
+        """
         one, batch = self.one, self.batch
         x, target = batch.acts[one.reads], batch.acts[one.writes]
         out = one.sae.forward_train(x, at)
         local = one.sae.losses(x, target, out, at=at, dead=dead)
         weights = torch.tensor(list(self.weights.values()), dtype=x.dtype, device=x.device)
         loss, terms = _RunByRun.apply(out.recon, batch.runs, self.terms, weights)
+        if balanced:
+            factor = (local.mse / loss.clamp_min(torch.finfo(loss.dtype).tiny)).detach()
+            loss, weights = factor * loss, factor * weights
         total = torch.stack([loss, *local.penalties.values()]).sum()
         named = {**dict(zip(self.weights, weights * terms, strict=True)), **local.penalties}
         site = SiteOutput(

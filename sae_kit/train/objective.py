@@ -87,6 +87,10 @@ class Objective(Family, ABC, tag="name", package="sae_kit.train"):
         """
 
     @abstractmethod
+    def pace(self, at: Moment) -> float:
+        """What multiplies the learning rate at this moment of the run."""
+
+    @abstractmethod
     def parts(
         self,
         trained: Sequence[Trained],
@@ -115,6 +119,10 @@ class LocalObjective(Objective, name="local"):
     def observes(self, writes: Collection[Site], known: Collection[Site]) -> list[Site]:
         """None."""
         return []
+
+    def pace(self, at: Moment) -> float:
+        """See Objective.pace."""
+        return 1.0
 
     def parts(
         self,

@@ -239,13 +239,15 @@ class Trainer:
         """One optimiser step of every SAE."""
         c = self.config
         batch = next(self.source)
-        lr = c.lr * trapezoid(
+        at = Moment(step, c.n_steps)
+        rise_and_fall = trapezoid(
             step, n_steps=c.n_steps, n_warmup=c.n_warmup_steps, n_decay=c.n_decay_steps
         )
+        lr = c.lr * rise_and_fall * self.objective.pace(at)
         dead = {site: firing.dead(c.dead_after_tokens) for site, firing in self.firing.items()}
         totals: dict[Site, Tensor] = {}
         measured: dict[Site, Metrics] = {}
-        parts = self.objective.parts(self.trained, batch, at=Moment(step, c.n_steps), dead=dead)
+        parts = self.objective.parts(self.trained, batch, at=at, dead=dead)
         while True:
             with self.stopwatch("SAE forward"):
                 part = next(parts, None)

@@ -29,6 +29,9 @@ from sae_kit.train.trainer import Trainer, TrainerConfig
 
 D, RANK, VOCAB = 10, 3, 40
 END = Moment(100, 100)
+# As the paper has them: no local beginning, and losses in their own units.
+FROM_THE_START = EndToEndObjective(local_share=0.0, lr_factor=1.0)
+DOWNSTREAM = DownstreamObjective(local_share=0.0, lr_factor=1.0)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -132,10 +135,10 @@ def test_only_what_the_model_reads_has_to_be_reconstructed():
     batch = make_batch(LINEAR, random_tokens(VOCAB), [site], scale=0.5)
     whole = batch.acts[site].square().sum(1).mean()
     projection = LINEAR.in_row_space()
-    read = output(EndToEndObjective(), linear_sae(projection), batch, site)
+    read = output(FROM_THE_START, linear_sae(projection), batch, site)
     assert read.measures["KL"] < 1e-5
     assert_close(read.measures["mse"], whole * (D - RANK) / D, rtol=0.3, atol=0)
-    unread = output(EndToEndObjective(), linear_sae(torch.eye(D) - projection), batch, site)
+    unread = output(FROM_THE_START, linear_sae(torch.eye(D) - projection), batch, site)
     assert unread.measures["KL"] > 0.5
 
 
@@ -143,7 +146,7 @@ def test_gradients_are_zero_off_what_the_model_reads():
     site = LINEAR.names[0]
     batch = make_batch(LINEAR, random_tokens(VOCAB), [site])
     sae = linear_sae(0.5 * torch.eye(D))
-    output(EndToEndObjective(), sae, batch, site)
+    output(FROM_THE_START, sae, batch, site)
     off = sae.W_skip.grad.T @ (torch.eye(D) - LINEAR.in_row_space())
     assert off.abs().max() < 1e-5 * sae.W_skip.grad.abs().max()
 
@@ -153,7 +156,7 @@ def test_training_end_to_end_leaves_the_rest_of_the_activation_alone():
     site = LINEAR.names[0]
     config = TopKConfig(d_sae=2 * RANK, k=RANK, aux_coefficient=0.0)
     found = {}
-    for objective in (EndToEndObjective(), LocalObjective()):
+    for objective in (FROM_THE_START, LocalObjective()):
         sae = config.build(D, generator=torch.Generator().manual_seed(0))
         optimiser = torch.optim.Adam(sae.parameters())
         for step in range(300):
@@ -164,7 +167,7 @@ def test_training_end_to_end_leaves_the_rest_of_the_activation_alone():
             optimiser.step()
             optimiser.zero_grad()
             sae.after_step()
-        seen = output(EndToEndObjective(), sae, batch, site)
+        seen = output(FROM_THE_START, sae, batch, site)
         found[objective.word] = (
             float(seen.measures["KL"]),
             float(fvu(seen.target, seen.out.recon.detach())),
@@ -181,7 +184,9 @@ def test_behind_blocks_that_change_nothing_the_downstream_error_is_the_local_one
     batch = make_batch(LINEAR, random_tokens(VOCAB), [site], scale=scale)
     config = ReLUConfig(d_sae=16, l1_coefficient=0.1)
     sae, same = (config.build(D, generator=torch.Generator().manual_seed(0)) for _ in range(2))
-    objective = DownstreamObjective(kl_coefficient=1e-12, downstream_coefficient=1.0)
+    objective = DownstreamObjective(
+        local_share=0.0, kl_coefficient=1e-12, downstream_coefficient=1.0
+    )
     found = output(objective, sae, batch, site)
     local = output(LocalObjective(), same, batch, site)
     assert_close(found.terms["downstream"], local.terms["mse"])
@@ -210,7 +215,7 @@ def relu_sae(seed: int = 0, **fields) -> SAE:
 def test_the_loss_is_the_documented_one(site):
     tokens, scale = random_tokens(300), 0.4
     sae, batch = relu_sae(), make_batch(MODEL, tokens, SITES, scale=scale)
-    found = output(DownstreamObjective(), sae, batch, site)
+    found = output(DOWNSTREAM, sae, batch, site)
 
     counts = torch.arange(8).expand(6, 8) > 0
     own = MODEL.run(tokens, capture=list(MODEL.sites()))
@@ -236,7 +241,7 @@ def test_the_loss_is_the_documented_one(site):
     error = (found.out.recon - batch.acts[site]).square().sum(1).mean()
     assert_close(found.measures["mse"], error)
 
-    alone = output(EndToEndObjective(), sae, batch, site)
+    alone = output(FROM_THE_START, sae, batch, site)
     assert set(alone.terms) == {"kl", "l1"}
     assert_close(alone.terms["kl"], 32 * kl, rtol=1e-4, atol=1e-5)
 
@@ -244,7 +249,7 @@ def test_the_loss_is_the_documented_one(site):
 def test_the_auxiliary_loss_of_dead_latents_stays():
     batch, sae = make_batch(MODEL, random_tokens(300), SITES), relu_sae()
     one, dead = Trained(sae, SITES[0], SITES[0]), torch.ones(48, dtype=torch.bool)
-    (part,) = EndToEndObjective().parts([one], batch, at=END, dead={SITES[0]: dead})
+    (part,) = FROM_THE_START.parts([one], batch, at=END, dead={SITES[0]: dead})
     local = LocalObjective().parts([one], batch, at=END, dead={SITES[0]: dead})
     terms = part.outputs[SITES[0]].terms
     assert torch.equal(terms["aux"], next(local).outputs[SITES[0]].terms["aux"])
@@ -257,12 +262,12 @@ def test_a_transcoder_is_spliced_in_where_it_writes():
     sae = linear_sae(MODEL.blocks[1].attn.W_O)
     with torch.no_grad():
         sae.b_dec.copy_(0.3 * MODEL.blocks[1].attn.b_O)
-    found = output(DownstreamObjective(), sae, batch, reads, writes)
+    found = output(DOWNSTREAM, sae, batch, reads, writes)
     assert abs(found.measures["KL"]) < 1e-6
     assert found.terms["downstream"] < 1e-8
     with torch.no_grad():
         sae.b_dec[0] += 1
-    assert output(DownstreamObjective(), sae, batch, reads, writes).measures["KL"] > 1e-3
+    assert output(DOWNSTREAM, sae, batch, reads, writes).measures["KL"] > 1e-3
 
 
 def test_errors_at_sites_of_another_width_are_relative_to_the_saes_own():
@@ -270,7 +275,7 @@ def test_errors_at_sites_of_another_width_are_relative_to_the_saes_own():
     batch = make_batch(model, random_tokens(300), ["blocks.0.mlp.hook_post"])
     config = TopKConfig(d_sae=64, k=4)
     sae = config.build(SMALL.d_mlp, generator=torch.Generator().manual_seed(0))
-    found = output(DownstreamObjective(), sae, batch, "blocks.0.mlp.hook_post")
+    found = output(DOWNSTREAM, sae, batch, "blocks.0.mlp.hook_post")
     run = batch.runs[0]
     spliced = run.spliced("blocks.0.mlp.hook_post", found.out.recon, capture=LATER[SITES[0]])
     mean = sum(
@@ -283,7 +288,7 @@ def test_errors_at_sites_of_another_width_are_relative_to_the_saes_own():
 # --- gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
+@pytest.mark.parametrize("objective", [FROM_THE_START, DOWNSTREAM])
 @pytest.mark.parametrize("site", SITES[:2])
 def test_gradients_are_those_of_finite_differences(objective, site):
     model = random_gpt2().double()
@@ -307,7 +312,7 @@ def test_gradients_are_those_of_finite_differences(objective, site):
         assert float((p.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
+@pytest.mark.parametrize("objective", [FROM_THE_START, DOWNSTREAM])
 def test_how_contexts_are_cut_into_runs_does_not_matter(objective):
     tokens = random_tokens(300)
     found = []
@@ -324,7 +329,7 @@ def test_how_contexts_are_cut_into_runs_does_not_matter(objective):
 def test_the_model_gets_no_gradients_even_if_it_asks_for_some():
     model = random_gpt2().requires_grad_(True)
     batch = make_batch(model, random_tokens(300), SITES)
-    output(DownstreamObjective(), relu_sae(), batch, SITES[1])
+    output(DOWNSTREAM, relu_sae(), batch, SITES[1])
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -332,7 +337,7 @@ def test_a_half_precision_model_trains_a_float32_sae():
     batch = make_batch(random_gpt2().bfloat16(), random_tokens(300), [])
     acts = {SITES[0]: batch.runs[0].select(batch.runs[0].acts[SITES[0]]).float()}
     sae = relu_sae()
-    found = output(DownstreamObjective(), sae, Batch(acts, 6, batch.runs, batch.scales), SITES[0])
+    found = output(DOWNSTREAM, sae, Batch(acts, 6, batch.runs, batch.scales), SITES[0])
     assert found.total.dtype == sae.W_dec.grad.dtype == torch.float32
     assert found.total.isfinite()
 
@@ -384,9 +389,7 @@ def small_sample(monkeypatch):
     monkeypatch.setattr(contexts_module, "N_SAMPLE_ROWS", 200)
 
 
-@pytest.mark.parametrize(
-    "objective", [EndToEndObjective(local_share=0.0), DownstreamObjective(local_share=0.0)]
-)
+@pytest.mark.parametrize("objective", [FROM_THE_START, DOWNSTREAM])
 def test_a_site_alone_is_that_site_among_all(objective):
     """But for reading attention's inside, which makes the model compute another way."""
     sites = [SITES[0], "blocks.1.hook_resid_mid"]
@@ -400,7 +403,7 @@ def test_a_site_alone_is_that_site_among_all(objective):
 
 
 def test_stopped_and_resumed_is_never_stopped(tmp_path):
-    objective = DownstreamObjective()
+    objective = DOWNSTREAM
     whole = make(objective)
     whole.fit(tmp_path / "whole", [])
 
@@ -427,7 +430,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path):
 
 
 def test_what_is_logged():
-    trainer = make(DownstreamObjective(local_share=0.0))
+    trainer = make(DOWNSTREAM)
     trainer.initialise()
     metrics = trainer.step(0, measure=True)
     for site in SITES:
@@ -440,7 +443,7 @@ def test_what_is_logged():
 
 def test_training_lowers_the_kl():
     config = replace(CONFIG, n_tokens=32 * 150, n_warmup_steps=5)
-    trainer = make(EndToEndObjective(local_share=0.0), SITES[:1], config)
+    trainer = make(FROM_THE_START, SITES[:1], config)
     trainer.initialise()
     kl = [float(trainer.step(s, measure=True)[f"{SITES[0]}/KL"]) for s in range(150)]
     assert sum(kl[-20:]) < 0.7 * sum(kl[:20])
@@ -451,15 +454,36 @@ def test_a_run_begins_as_a_local_one(objective):
     """Step for step, on the same batches."""
     own, source = make(objective), open_source(SITES, objective)
     local = Trainer(CONFIG, SAE_CONFIG, LocalObjective(), source, device=torch.device("cpu"))
+    start = round(0.7 * CONFIG.n_steps)
     for trainer in (own, local):
         trainer.initialise()
-        for step in range(CONFIG.n_steps // 2):
+        for step in range(start):
             trainer.step(step, measure=True)
     for site in SITES:
         for name, tensor in own.saes[site].weights().items():
             assert torch.equal(tensor, local.saes[site].weights()[name]), name
-    after = own.step(CONFIG.n_steps // 2, measure=True)
+    after = own.step(start, measure=True)
     assert f"{SITES[0]}/loss_kl" in after
+    assert after["lr"] == pytest.approx(0.25 * float(local.step(start, measure=True)["lr"]))
+
+
+@pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
+def test_after_a_local_beginning_the_loss_is_as_large_as_the_local_error(objective):
+    """And its gradients are those of the loss in its own units, all multiplied by one number."""
+    batch = make_batch(MODEL, random_tokens(300), SITES)
+    saes = [relu_sae(apply_b_dec_to_input=False) for _ in range(2)]
+    exact = replace(objective, local_share=0.0)
+    found = output(objective, saes[0], batch, SITES[0])
+    own = output(exact, saes[1], batch, SITES[0])
+    asked = [name for name in own.terms if name != "l1"]
+    assert_close(sum(found.terms[name] for name in asked), found.measures["mse"])
+    assert torch.equal(found.terms["l1"], own.terms["l1"])
+    factor = found.terms["kl"] / own.terms["kl"]
+    assert abs(factor - 1) > 0.1
+    for name in asked:
+        assert_close(found.terms[name], factor * own.terms[name])
+    # The one parameter that the penalty does not know.
+    assert_close(saes[0].b_dec.grad, factor * saes[1].b_dec.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_local_beginning_asks_for_no_predictions():
@@ -467,8 +491,9 @@ def test_the_local_beginning_asks_for_no_predictions():
     batch = make_batch(model, random_tokens(VOCAB), model.names)
     one = Trained(linear_sae(torch.eye(D)), model.names[0], model.names[0])
     dead = {one.reads: torch.zeros(one.sae.d_sae, dtype=torch.bool)}
+    objective = EndToEndObjective(local_share=0.5)
     for step, asked in ((49, False), (50, True)):
-        list(EndToEndObjective().parts([one], batch, at=Moment(step, 100), dead=dead))
+        list(objective.parts([one], batch, at=Moment(step, 100), dead=dead))
         assert ("predictions" in vars(batch.runs[0])) == asked
 
 
