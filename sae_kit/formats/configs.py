@@ -43,7 +43,7 @@ def whole_of(contents: Mapping[str, Any], key: str, where: str) -> int:
     """
     value = contents.get(key)
     if type(value) is not int or value < 1:
-        refuse(where, f"{key} is {value!r}", "it must be a positive whole number")
+        refuse(where, f"{key} is {value!r:.80}", "it must be a positive whole number")
     return value
 
 
@@ -56,5 +56,5 @@ def positive_of(contents: Mapping[str, Any], key: str, where: str) -> float:
     value: Any = contents.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
-        refuse(where, f"{key} is {str(value)[:80]!r}", "it must be a positive number")
+        refuse(where, f"{key} is {value!r:.80}", "it must be a positive number")
     return float(value)

@@ -134,10 +134,10 @@ def _activation(contents: dict[str, Any], where: str) -> dict[str, Any]:
     if word == "ReLU":
         return {"arch": "relu"}
     if word != "TopK":
-        refuse(where, f"activation is {str(word)[:80]!r}", "only TopK and ReLU can be opened")
+        refuse(where, f"activation is {word!r:.80}", "only TopK and ReLU can be opened")
     state = contents.get("activation_state_dict")
     given = {name: contents.get(f"activation.{name}") for name in ("k", "postact_fn")}
     given |= state if isinstance(state, dict) else {}
     if (after := given["postact_fn"]) not in ("ReLU", None):
-        refuse(where, f"postact_fn is {str(after)[:80]!r}", "only ReLU can be opened")
+        refuse(where, f"postact_fn is {after!r:.80}", "only ReLU can be opened")
     return {"arch": "topk", "k": given["k"]}
