@@ -3,11 +3,13 @@
 It serves a folder: `models/<owner>/<name>/...` and `datasets/<owner>/<name>/...`, one revision
 ("main", or its commit hash) each. It speaks as much of the hub's HTTP as `huggingface_hub` and
 `datasets` ask for: repository information, file trees, path information, and files with ETag,
-commit and ranges. What else is asked for is answered 404, as the hub does.
+commit and ranges; and, of a client with a token, new model repositories and commits of small files.
+What else is asked for is answered 404, as the hub does.
 
 Run by hand: `python tests/hub_server.py FOLDER` prints the value for HF_ENDPOINT.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -24,6 +26,7 @@ API = re.compile(
     r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(.*))?"
 )
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+WRITE = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
 DATE = "2024-01-01T00:00:00.000Z"
 
 
@@ -35,6 +38,10 @@ class Hub:
         self.requests: list[str] = []
         self.cut_after: int | None = None
         """Bytes of a file after which the connection is dropped, to test broken transfers."""
+        self.gated: set[str] = set()
+        """Repositories whose files are for those who asked for access, and nobody has."""
+        self.private: set[str] = set()
+        """Repositories that were created as private."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self._server.daemon_threads = True
@@ -47,14 +54,16 @@ class Hub:
         self._server.server_close()
 
     def downloads(self) -> list[str]:
-        """The files whose content was asked for, in order."""
+        """The files whose whole content was asked for, in order."""
         return [
             r.split("/resolve/")[1]
             for r in self.requests
-            if r.startswith("GET") and "/resolve/" in r
+            if r.startswith("GET") and "/resolve/" in r and "bytes=" not in r
         ]
 
-    def python(self, code: str, *, cache: Path, offline: bool = False) -> str:
+    def python(
+        self, code: str, *, cache: Path, offline: bool = False, token: str | None = None
+    ) -> str:
         """Run code in a new process whose hub is this one; what it prints, or AssertionError.
 
         The clients read HF_ENDPOINT and HF_HOME when they are imported, hence a process of its own.
@@ -62,6 +71,7 @@ class Hub:
         env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         env |= {"HF_ENDPOINT": self.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
         env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": str(int(offline))}
+        env |= {"HF_TOKEN": token} if token else {}
         env["NO_PROXY"] = env["no_proxy"] = "127.0.0.1"
         env["PYTHONPATH"] = os.pathsep.join(
             [str(Path(__file__).parents[1]), env.get("PYTHONPATH", "")]
@@ -115,8 +125,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.hub.requests.append(f"{self.command} {path}")
-        if api := API.fullmatch(path):
+        part = f" {self.headers['Range']}" if self.headers.get("Range") else ""
+        self.hub.requests.append(f"{self.command} {path}{part}")
+        if path == "/api/repos/create" or WRITE.fullmatch(path):
+            self._answer_write(path, body)
+        elif path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif api := API.fullmatch(path):
             self._answer_api(body, *api.groups())
         elif file := FILE.fullmatch(path):
             kind, name, revision, inner = file.groups()
@@ -170,10 +185,42 @@ class _Handler(BaseHTTPRequestHandler):
             }
             self._send_json(info | {"lastModified": DATE, "createdAt": DATE})
 
+    def _answer_write(self, path: str, body: bytes) -> None:
+        if "Bearer" not in (self.headers.get("Authorization") or ""):
+            self._fail("", "Invalid username or password.", status=401)
+        elif write := WRITE.fullmatch(path):
+            name, what = write.groups()
+            if (found := self._find("models", name, None)) is None:
+                return
+            if what == "preupload":
+                sent = [file["path"] for file in json.loads(body)["files"]]
+                plain = {"uploadMode": "regular", "shouldIgnore": False}
+                self._send_json({"files": [{"path": file, **plain} for file in sent]})
+            else:
+                _commit(found[0], body)
+                oid = commit_of(found[0])
+                self._send_json({"commitUrl": f"{self._url(name)}/commit/{oid}", "commitOid": oid})
+        else:
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            if self.hub.repository("models", name) is not None:
+                self._fail("", "You already created this model repo", status=409)
+                return
+            (self.hub.folder / "models" / name).mkdir(parents=True)
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.hub.private.add(name)
+            self._send_json({"url": self._url(name)})
+
+    def _url(self, name: str) -> str:
+        return f"{self.hub.url}/{name}"
+
     def _answer_file(self, kind: str, name: str, revision: str, inner: str) -> None:
         if (found := self._find(kind, name, revision)) is None:
             return
         repository, commit = found
+        if name in self.hub.gated:
+            self._fail("GatedRepo", "Access to this model is restricted", status=403)
+            return
         if inner not in files_of(repository):
             self._fail("EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
             return
@@ -199,9 +246,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, answer: object) -> None:
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def _fail(self, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+    def _fail(
+        self, code: str, message: str, headers: dict[str, str] | None = None, *, status: int = 404
+    ) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message} | (headers or {})
-        self._send(404, json.dumps({"error": message}).encode(), headers)
+        self._send(status, json.dumps({"error": message}).encode(), headers)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -227,6 +276,25 @@ def _entries(repository: Path) -> list[dict]:
             {"type": "file", "path": path, "oid": _blob_id(content), "size": len(content)}
         )
     return listed
+
+
+def _commit(repository: Path, body: bytes) -> None:
+    """Write and delete what the lines of a commit say."""
+    for line in body.splitlines():
+        operation = json.loads(line)
+        value = operation["value"]
+        if operation["key"] == "header":
+            continue
+        path = repository / value["path"]
+        assert path.is_relative_to(repository)
+        assert ".." not in value["path"]
+        if operation["key"] == "file":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(value["content"]))
+        elif operation["key"] == "deletedFile":
+            path.unlink()
+        else:
+            raise AssertionError(f"commits with {operation['key']} are not served")
 
 
 def _paths(body: bytes) -> list[str]:

@@ -35,6 +35,9 @@ SAES_FOLDER = "saes"
 CONVERSIONS = "conversions"
 """Key of the metadata under which an SAE keeps what was converted when it was opened."""
 
+ORIGIN = "source"
+"""Key of the metadata under which an SAE from the hub keeps its repository, commit and path."""
+
 Source = str | Path
 
 
@@ -44,7 +47,7 @@ class SAEInfo:
     """What can be known about a saved SAE without reading its weights."""
 
     source: str
-    """The folder or file."""
+    """The folder or file, here or on the hub."""
 
     format: str
     """Name of the format it is in."""
@@ -63,6 +66,9 @@ class SAEInfo:
 
     needs_input_scale: bool = False
     """Whether it is for scaled inputs, and nothing beside it says by how much they are scaled."""
+
+    input_scale: float | None = None
+    """By how much they are, as its release says."""
 
     site: str | None
     """The site it was trained on, if the file or its name says so."""
@@ -186,14 +192,17 @@ def load_sae(
     source: Source,
     *,
     format: str = "auto",
+    revision: str | None = None,
     site: str | None = None,
     input_scale: float | None = None,
 ) -> SAE:
     """Open a saved SAE; `sae.metadata` says where it comes from.
 
     Args:
-        source: its folder or file.
+        source: its folder or file here; a release's (`gpt2-small-res-jb/blocks.8.hook_resid_pre`);
+            or a folder on the hub (`owner/name/folder`, `hf:owner/name/folder`).
         format: name of its format; auto recognises it from the files.
+        revision: branch, tag or commit on the hub; None is the main branch.
         site: where it belongs in the model, if the file does not say so.
         input_scale: for a file whose inputs are to be multiplied by a number that it does not hold
             (SAELens' expected_average_only_in, not folded): that number, which is folded in.
@@ -201,38 +210,45 @@ def load_sae(
     Raises:
         ValueError: nothing there that any format knows, a damaged file, a tensor of the wrong name
             or shape, or an SAE whose outputs this package would not reproduce.
+        ConnectionError: it is on the hub, not in the cache, and the hub cannot be reached.
     """
-    known, place = _recognise(open_source(source), format)
+    known, place = _recognise(open_source(source, revision), format)
     return _open(known, place, site, input_scale)
 
 
-def inspect_sae(source: Source, *, format: str = "auto") -> SAEInfo:
+def inspect_sae(source: Source, *, format: str = "auto", revision: str | None = None) -> SAEInfo:
     """What is saved there, from its config and the header of its weights; no weights are read.
 
     Raises:
-        ValueError: as load_sae.
+        ValueError, ConnectionError: as load_sae.
     """
-    known, place = _recognise(open_source(source), format)
-    return known.inspect(place)
+    return _inspected(*_recognise(open_source(source, revision), format))
 
 
 def load_saes(
-    source: Source, layers: Collection[int] | None = None, *, format: str = "auto"
+    source: Source,
+    layers: Collection[int] | None = None,
+    *,
+    format: str = "auto",
+    revision: str | None = None,
 ) -> dict[str, SAE]:
     """Open several SAEs, by site, in the order in which the model computes the sites.
 
     Args:
-        source: a run folder (which has `saes/`), a folder of SAEs, or a single SAE.
+        source: a run folder (which has `saes/`), a folder of SAEs, a single SAE, a release, or a
+            repository on the hub, of which only the weights of these layers are fetched.
         layers: block numbers to open; None opens all.
         format: as for load_sae.
+        revision: as for load_sae.
 
     Raises:
         ValueError: no SAEs there, a layer that has none, several SAEs at one site, or as load_sae.
+        ConnectionError: as load_sae.
     """
-    root = open_source(source)
+    root = open_source(source, revision)
     if any(name.startswith(f"{SAES_FOLDER}/") for name in root.names()):
         root = root.at(SAES_FOLDER)
-    found = _by_site(root, format)
+    found = _by_site(root, format, layers)
     if not found:
         raise ValueError(
             f"{root.where}: holds no SAEs; give a run folder that has {SAES_FOLDER}/<site>/, or a "
@@ -268,7 +284,7 @@ def _recognise(place: Place, format: str) -> tuple[Format, Place]:
             return one, place
         below += entries
     words = ", ".join(chosen)
-    if below and names == tuple(set(below)) and names[0].endswith(".pt"):
+    if names and names == tuple(set(below)) and names[0].endswith(".pt"):
         held = sorted(peek_pt(place, names[0]))
         refuse(
             place.where,
@@ -291,18 +307,25 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _by_site(root: Place, format: str) -> dict[str, tuple[Format, Place]]:
-    """Every SAE below a place, by its site, or by its folder where nothing says which."""
+def _by_site(
+    root: Place, format: str, layers: Collection[int] | None
+) -> dict[str, tuple[Format, Place]]:
+    """Every SAE below a place, by its site, or by its folder where nothing says which.
+
+    Where a release says that an SAE is not of these layers, none of its files is looked into.
+    """
     found: dict[str, tuple[Format, Place]] = {}
     seen: set[str] = set()
     names = root.names()
     for one in _chosen(format).values():
         for entry in sorted(set(one.find(names)) - seen):
             place = root if names == (entry,) else root.at(entry)
-            if not one.recognises(place):
+            site = place.known().site
+            is_other = layers is not None and site is not None and layer_of(site) not in layers
+            if not is_other and not one.recognises(place):
                 continue
             seen.add(entry)
-            site = one.site(place) or entry.rsplit("/", 1)[-1]
+            site = site or one.site(place) or entry.rsplit("/", 1)[-1]
             if site in found:
                 raise ValueError(
                     f"{root.where}: both {found[site][1].where} and {place.where} are SAEs of "
@@ -316,9 +339,10 @@ def _open(
     known: Format, place: Place, site: str | None = None, input_scale: float | None = None
 ) -> SAE:
     """The SAE itself, built from what its format says."""
-    info = known.inspect(place)
+    info = _inspected(known, place)
     if site is not None and info.site is None:
         info = replace(info, site=site)
+    input_scale = info.input_scale if input_scale is None else input_scale
     _check_scale(info, input_scale)
     weights = known.weights(place, info)
     for name, tensor in weights.items():
@@ -341,6 +365,29 @@ def _open(
     if conversions:
         sae.metadata[CONVERSIONS] = conversions
     return sae
+
+
+def _inspected(known: Format, place: Place) -> SAEInfo:
+    """What the files say, and what is known of them from elsewhere, which has the last word."""
+    info, said = known.inspect(place), place.known()
+    metadata, conversions = dict(info.metadata), list(info.conversions)
+    for key, value in said.metadata.items():
+        own = metadata.get(key)
+        metadata[key] = value
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            metadata[key] = value = {**own, **value}
+            own = {**value, **own}  # what it says nothing about is no contradiction
+        if own is not None and own != value:
+            conversions.append(f"{key} is {value!r} as its release says; the file says {own!r:.80}")
+    if said.origin:
+        metadata[ORIGIN] = dict(said.origin)
+    return replace(
+        info,
+        site=said.site or info.site,
+        input_scale=said.input_scale if info.needs_input_scale else None,
+        metadata=metadata,
+        conversions=tuple(conversions),
+    )
 
 
 def _check_scale(info: SAEInfo, input_scale: float | None) -> None:

@@ -11,6 +11,7 @@ safetensors' own limit, tensors by the size of their file (formats/tensors.py).
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, final
 
@@ -24,6 +25,21 @@ MAX_DEPTH = 6
 
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
 """Type (safetensors' word, F32 and so on) and shape of each tensor, by name."""
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """What is known of the SAE at a place from elsewhere than its files."""
+
+    site: str | None = None
+    """Where it belongs in the model."""
+    input_scale: float | None = None
+    """The number that its inputs are multiplied by, where its files only say that they are."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What its files do not say or say wrongly, in SAELens' vocabulary."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """The repository, the commit and the path there that the files are from."""
 
 
 class Place(ABC):
@@ -58,6 +74,10 @@ class Place(ABC):
             ValueError: it is no safetensors file, or damaged.
         """
 
+    @abstractmethod
+    def known(self) -> Known:
+        """What is known of the SAE here from elsewhere than its files."""
+
     @final
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -82,8 +102,8 @@ class Place(ABC):
         """A text file's object, by the parser of its language."""
         if not self.has(name):
             refuse(self.file(name), "is missing", "put it beside the weights")
+        path = self.path(name)  # outside: that it cannot be fetched says nothing about the file
         try:
-            path = self.path(name)
             if (n_bytes := path.stat().st_size) > MAX_JSON:
                 refuse(
                     self.file(name), f"has {n_bytes:,} bytes", f"a config has under {MAX_JSON:,}"
@@ -144,6 +164,10 @@ class LocalPlace(Place):
                 }
         except (OSError, SafetensorError) as error:
             damaged(self.file(name), error)
+
+    def known(self) -> Known:
+        """Nothing but what the files say."""
+        return Known()
 
 
 def _below(folder: Path, prefix: str, depth: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import final
 import torch
 
 from sae_kit.config import nearest
+from sae_kit.hub import cached_repositories, explained, is_repository_id
 from sae_kit.models.expectations import Expectations, Fitted
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.hf_layout import WEIGHT_FILES, read_model, write_model
@@ -198,54 +199,26 @@ def find_model(name: str, *, revision: str | None = None) -> tuple[Path, str | N
 
 def _is_hub_id(name: str) -> bool:
     """Whether `name` has the form owner/name and no folder of that name is here."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(part.strip(".~") for part in parts) and not Path(name).is_dir()
+    return is_repository_id(name.split("/")) and not Path(name).is_dir()
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     """The snapshot folder of a hub model, with those of `files` that the repository has."""
     # Imported here: it is slow, and the demo and local folders do without.
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import snapshot_download
 
     repo = HUB_NAMES.get(name, name)
-    where = f"{repo!r}" + (f" at revision {revision!r}" if revision else "")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(files))
-        )
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"revision: the hub has no {where}") from error
-    except errors.GatedRepoError as error:
-        raise ValueError(
-            f"name: access to {where} has to be asked for on the hub; then run 'hf auth login'"
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        close = nearest(name, HUB_NAMES)
-        hint = f"did you mean {close[0]!r}? Or " if close else ""
-        raise ValueError(
-            f"name: there is no local folder {name!r}, and the hub has no public model {where}; "
-            f"{hint}for a private one run 'hf auth login'"
-        ) from error
-    except (OSError, errors.HTTPError) as error:
-        raise ConnectionError(
-            f"model {where} is not (completely) in the local cache, and fetching it from "
-            f"{huggingface_hub.constants.ENDPOINT} failed: {_first_line(error)}\n"
-            f"What works without the hub: model=demo; a local folder in Hugging Face layout "
-            f"(model=local model.name=FOLDER); models in the cache: {_cached_models()}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The client's own reason, without its advice."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _cached_models() -> str:
-    from huggingface_hub import errors, scan_cache_dir
-
-    try:
-        repos = scan_cache_dir().repos
-    except errors.CacheNotFound:
-        return "none"
-    return ", ".join(sorted(r.repo_id for r in repos if r.repo_type == "model")) or "none"
+    close = nearest(name, HUB_NAMES)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    missing = f"there is no local folder {name!r}, and the hub has no public model {repo!r}{hint}"
+    with explained(
+        repo,
+        revision,
+        field="name",
+        missing=missing,
+        instead=lambda: (
+            "What works without the hub: model=demo; a local folder in Hugging Face layout "
+            f"(model=local model.name=FOLDER); models in the cache: {cached_repositories()}"
+        ),
+    ):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))

@@ -1,0 +1,291 @@
+"""SAEs from the hub, through the real client, from a server on 127.0.0.1."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from hub_server import Hub, commit_of
+from safetensors.torch import save_file
+
+from sae_kit import formats
+from sae_kit.formats.hub import HubPlace, Repository
+from sae_kit.formats.places import Known
+from sae_kit.formats.releases import releases
+from sae_kit.sae import SAE
+from sae_kit.sae.relu import ReLUConfig
+
+slow = pytest.mark.slow  # every question starts a new process
+
+D_IN, D_SAE = 6, 5000  # weights of more than the 100 kB that a client reads to get a header
+REPO = "someone/some-saes"
+SITES = [f"blocks.{layer}.hook_resid_pre" for layer in (0, 1, 10)]
+
+ASK = """
+import json, logging, sys, torch
+import sae_kit
+ours = logging.StreamHandler(sys.stdout)
+ours.setFormatter(logging.Formatter("log: %(message)s"))
+logging.getLogger("sae_kit").addHandler(ours)
+x = torch.linspace(-1, 1, 6)
+
+def told(sae):
+    return [sae.metadata, sae(x).double().tolist()]
+
+for function, *args, options in json.loads({asked!r}):
+    try:
+        answer = getattr(sae_kit, function)(*args, **options)
+        if function == "load_sae":
+            answer = told(answer)
+        elif function == "load_saes":
+            answer = {{site: told(sae) for site, sae in answer.items()}}
+        else:
+            answer = [answer.format, answer.site, answer.d_in, answer.config.d_sae,
+                      answer.conversions, answer.metadata, dict(answer.tensors)]
+    except (ValueError, ConnectionError) as error:
+        answer = f"{{type(error).__name__}} {{error}}"
+    print(json.dumps(answer))
+"""
+
+
+def ask(hub: Hub, cache: Path, *asked: list, offline: bool = False) -> list[Any]:
+    """What each call answers, all in one new process: a list, or an error's or a log line's text.
+
+    A call is the name of a function of sae_kit, its arguments, and perhaps a dict of options.
+    """
+    calls = [call if isinstance(call[-1], dict) else [*call, {}] for call in asked]
+    lines = hub.python(ASK.format(asked=json.dumps(calls)), cache=cache, offline=offline)
+    return [line if line.startswith("log:") else json.loads(line) for line in lines.splitlines()]
+
+
+def make(seed: int, *, d_sae: int = D_SAE) -> SAE:
+    generator = torch.Generator().manual_seed(seed)
+    sae = ReLUConfig(d_sae=d_sae).build(D_IN, generator=generator)
+    sae.b_dec.data.normal_(generator=generator)
+    return sae
+
+
+def outputs(sae: SAE) -> list[float]:
+    return sae(torch.linspace(-1, 1, D_IN)).double().tolist()
+
+
+@pytest.fixture
+def stocked(hub) -> Hub:
+    """A hub with SAEs of three sites, and files beside them that nobody should fetch."""
+    folder = hub.folder / "models" / REPO
+    for seed, site in enumerate(SITES):
+        formats.save_sae(make(seed), folder / site, metadata={"hook_name": site, "model_name": "m"})
+        save_file({"sparsity": torch.zeros(D_SAE)}, folder / site / "sparsity.safetensors")
+    for other in ("README.md", ".gitattributes", "figures/a.png"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_bytes(b"x" * 1000)
+    return hub
+
+
+def fetched(hub: Hub) -> set[str]:
+    return {download.split("/", 1)[1] for download in hub.downloads()}
+
+
+@pytest.fixture
+def root(monkeypatch) -> HubPlace:
+    """A repository of which only the list of files is asked for, and that once."""
+    listed = ["a/x/cfg.json", "a/y.pt", "a/y_cfg.json", "a/y.txt/z", ".gitattributes", "ax", "b/.c"]
+    answers = iter([listed])
+
+    def model_info(self, repo, *, revision):
+        files = [SimpleNamespace(rfilename=name) for name in next(answers)]
+        return SimpleNamespace(siblings=files, sha=f"commit of {repo} at {revision}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    return HubPlace(Repository("o/n", "v1", missing="none"))
+
+
+def test_files_are_named_relative_to_the_place(root):
+    assert root.names() == ("a/x/cfg.json", "a/y.pt", "a/y.txt/z", "a/y_cfg.json", "ax")
+    assert root.at("a").names() == ("x/cfg.json", "y.pt", "y.txt/z", "y_cfg.json")
+    assert root.at("a").at("x").names() == ("cfg.json",)
+    file = root.at("a/y.pt")
+    assert file.names() == ("y.pt",)
+    assert file.beside("y_cfg.json").where == "hf:o/n/a/y_cfg.json"
+    assert file.beside("ax") is root.beside("ax") is None
+    assert root.at("none").names() == root.at("a/").at("none").names() == ()
+    assert root.at("").where == root.where == "hf:o/n"
+    assert root.at("a").at("y.pt").file("y.pt") == root.at("a").file("y.pt") == "hf:o/n/a/y.pt"
+    commit = "commit of o/n at v1"
+    assert root.at("a/x").known() == Known(origin={"repo": "o/n", "commit": commit, "path": "a/x"})
+
+
+def test_of_a_release_nothing_else_is_seen(root):
+    known = {"a/y.pt": Known(site="s"), "a/x": Known(site="t"), "gone": Known()}
+    release = HubPlace(root._repository, known=known)
+    assert release.names() == ("a/x/cfg.json", "a/y.pt", "a/y_cfg.json")
+    assert release.at("a").at("x").known().site == "t"
+    assert release.at("a/y.pt").known().site == "s"
+    assert release.known().site is None
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a\\..\\x", "\\x", ""])
+def test_names_that_lead_elsewhere_are_refused(name, monkeypatch):
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name)], sha="c")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    with pytest.raises(ValueError, match=r"hf:o/n: has a file named .* not to be trusted"):
+        HubPlace(Repository("o/n", None, missing="none")).names()
+
+
+@slow
+def test_only_the_layers_asked_for_are_fetched_and_once(stocked, tmp_path):
+    commit = commit_of(stocked.folder / "models" / REPO)
+    (saes,) = ask(stocked, tmp_path, ["load_saes", REPO, {"layers": [10, 1]}])
+    assert list(saes) == [SITES[1], SITES[2]]
+    for seed, site in [(1, SITES[1]), (2, SITES[2])]:
+        metadata, out = saes[site]
+        assert out == pytest.approx(outputs(make(seed)), abs=1e-6)
+        assert metadata["source"] == {"repo": REPO, "commit": commit, "path": site}
+        assert metadata["model_name"] == "m"
+    weights = {f"{site}/sae_weights.safetensors" for site in SITES[1:]}
+    assert fetched(stocked) == {f"{site}/cfg.json" for site in SITES} | weights
+    n_downloads = len(stocked.downloads())
+    (again,) = ask(stocked, tmp_path, ["load_sae", f"hf:{REPO}/{SITES[1]}"])
+    assert again == saes[SITES[1]]
+    assert len(stocked.downloads()) == n_downloads
+
+
+@slow
+def test_inspecting_fetches_no_weights(stocked, tmp_path):
+    source = f"{REPO}/{SITES[0]}"
+    (told,) = ask(stocked, tmp_path, ["inspect_sae", source])
+    assert told[:4] == ["saelens", SITES[0], D_IN, D_SAE]
+    assert told[-1]["W_enc"] == ["F32", [D_IN, D_SAE]]
+    assert fetched(stocked) == {f"{SITES[0]}/cfg.json"}
+    parts = [r for r in stocked.requests if "sae_weights.safetensors" in r]
+    assert [part.rsplit(" ", 1)[1] for part in parts] == ["bytes=0-100000"]
+    # Loading looks at the header before it fetches the whole; then all is read here.
+    _, local = ask(stocked, tmp_path, ["load_sae", source], ["inspect_sae", source])
+    assert local == told
+    assert len([r for r in stocked.requests if "bytes=" in r]) == 2
+
+
+@slow
+def test_out_of_reach_the_cache_serves(stocked, tmp_path):
+    whole, part = f"{REPO}/{SITES[0]}", f"{REPO}/{SITES[1]}"
+    first, _ = ask(stocked, tmp_path, ["load_sae", whole], ["inspect_sae", part])
+    stocked.stop()
+    for offline in (True, False):
+        log, again, _, weights, other = ask(
+            stocked,
+            tmp_path,
+            ["load_sae", whole],
+            ["load_sae", part],
+            ["load_sae", "some/other"],
+            offline=offline,
+        )
+        assert log.startswith("log: the hub cannot be reached; of someone/some-saes there is what")
+        assert again == first
+        for said, repo in ((weights, REPO), (other, "some/other")):
+            assert said.startswith(f"ConnectionError '{repo}' is not (completely) in the local cac")
+            assert f"fetching it from {stocked.url} failed" in said
+            assert f"without the hub: a local folder; repositories in the cache: {REPO}" in said
+
+
+@slow
+def test_what_the_hub_does_not_have_is_named(stocked, tmp_path):
+    stocked.gated.add("someone/gated")
+    gated = stocked.folder / "models" / "someone" / "gated"
+    formats.save_sae(make(0, d_sae=8), gated, metadata={"hook_name": SITES[0]})
+    revision, repository, folder, access, all_of_them, bad_id, commit = ask(
+        stocked,
+        tmp_path,
+        ["load_sae", f"{REPO}/{SITES[0]}", {"revision": "v9"}],
+        ["load_saes", "someone/sme-saes"],
+        ["load_sae", f"hf:{REPO}/blocks.3.hook_resid_pre"],
+        ["load_sae", "someone/gated"],
+        ["load_sae", REPO],
+        ["load_sae", "hf:a--b/c"],
+        ["inspect_sae", f"{REPO}/{SITES[0]}", {"revision": commit_of(gated.parent / "some-saes")}],
+    )
+    assert revision == f"ValueError revision: the hub has no '{REPO}' at revision 'v9'"
+    assert repository.startswith("ValueError source: there is no local folder 'someone/sme-saes', ")
+    assert "no public repository 'someone/sme-saes', a release of those that" in repository
+    assert repository.endswith("run 'hf auth login'")
+    assert folder.startswith(f"ValueError hf:{REPO}: has no folder or file 'blocks.3.hook_resid_pr")
+    assert SITES[0] in folder
+    assert access.startswith("ValueError source: access to 'someone/gated' has to be asked for")
+    assert all_of_them.startswith(f"ValueError hf:{REPO}: this is no SAE, but has 3 below it; ")
+    assert all_of_them.endswith(f"one of them, such as hf:{REPO}/{SITES[0]}")
+    assert bad_id.startswith("ValueError source: the hub has no public repository 'a--b/c'; for")
+    assert commit[1] == SITES[0]
+
+
+@slow
+def test_a_broken_transfer_is_an_error_and_is_resumed(stocked, tmp_path):
+    source = f"{REPO}/{SITES[0]}"
+    stocked.cut_after = 150_000  # of the weights alone
+    (said,) = ask(stocked, tmp_path, ["load_sae", source])
+    assert said.startswith(f"ConnectionError '{REPO}' is not (completely) in the local cache")
+    stocked.cut_after = None
+    ((_, out),) = ask(stocked, tmp_path, ["load_sae", source])
+    assert out == pytest.approx(outputs(make(0)), abs=1e-6)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0", "is damaged or cut short"),
+        (b"\xff" * 100, "is damaged or cut short"),
+        ((8).to_bytes(8, "little") + b"[1, 2]  ", "is damaged or cut short"),
+        ((20).to_bytes(8, "little") + b'{"W_enc": [1, 2, 3]}', "is damaged or cut short"),
+    ],
+)
+def test_headers_that_are_none(stocked, tmp_path, content, message):
+    file = f"{REPO}/{SITES[0]}/sae_weights.safetensors"
+    (stocked.folder / "models" / file).write_bytes(content)
+    (said,) = ask(stocked, tmp_path, ["inspect_sae", f"{REPO}/{SITES[0]}"])
+    assert said.startswith(f"ValueError hf:{file}: {message}")
+
+
+@slow
+def test_a_release_names_sites_and_says_what_its_files_do_not(hub, tmp_path):
+    release = releases()["gpt2-small-mlp-tm"]
+    for seed, one in enumerate(release.saes[:2]):
+        folder = hub.folder / "models" / release.repo / one.path
+        formats.save_sae(make(seed, d_sae=8), folder, metadata={"context_size": 128})
+        config = json.loads((folder / "cfg.json").read_text())
+        config["normalize_activations"] = "expected_average_only_in"
+        config["metadata"]["model_from_pretrained_kwargs"] = {"fold_ln": False}
+        (folder / "cfg.json").write_text(json.dumps(config))
+    other = hub.folder / "models" / release.repo / "another"
+    formats.save_sae(make(9, d_sae=8), other, metadata={"hook_name": "blocks.1.hook_mlp_out"})
+    saes, one, info, absent, unknown = ask(
+        hub,
+        tmp_path,
+        ["load_saes", release.name, {"layers": [1]}],
+        ["load_sae", f"{release.name}/blocks.1.hook_mlp_out"],
+        ["inspect_sae", f"{release.name}/blocks.1.hook_mlp_out"],
+        ["load_sae", f"{release.name}/blocks.2.hook_mlp_out"],
+        ["load_sae", f"{release.name}/blocks.12.hook_mlp"],
+    )
+    entry = release.saes[1]
+    assert saes == {entry.site: one}
+    metadata, out = one
+    folded = make(1, d_sae=8)
+    folded.fold_scales(entry.input_scale, entry.input_scale)
+    assert out == pytest.approx(outputs(folded), abs=1e-6)
+    assert metadata["hook_name"] == entry.site
+    assert metadata["release"] == f"{release.name}/{entry.id}"
+    assert metadata["source"]["path"] == entry.path
+    assert metadata["context_size"] == 128
+    assert metadata["model_from_pretrained_kwargs"] == {
+        "fold_ln": False,
+        "center_writing_weights": True,
+    }
+    assert metadata["conversions"] == [f"input scale {entry.input_scale} folded into the weights"]
+    assert info[1] == entry.site
+    # Of the other layer, and of what is no part of the release, nothing was fetched.
+    assert fetched(hub) == {f"{entry.path}/cfg.json", f"{entry.path}/sae_weights.safetensors"}
+    assert absent.startswith(f"ValueError hf:{release.repo}/{release.saes[2].path}: holds no SAE")
+    assert unknown.startswith(f"ValueError {release.name}: has no SAE 'blocks.12.hook_mlp'; it has")
+    assert "blocks.11.hook_mlp_out" in unknown
