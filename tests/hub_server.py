@@ -204,7 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if self.hub.repository("models", name) is not None:
-                self._fail("", "You already created this model repo", status=409)
+                there = {"error": "You already created this model repo", "url": self._url(name)}
+                self._send(409, json.dumps(there).encode(), {})
                 return
             (self.hub.folder / "models" / name).mkdir(parents=True)
             if asked.get("private") or asked.get("visibility") == "private":

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "viz": {"foundation"},
     "data": {"models", "foundation"},
     "formats": {"sae", "foundation"},
+    "publish": {"formats", "foundation"},
     "releases": {"formats", "foundation"},
     "train": {"data", "models", "sae", "foundation"},
     "evals": {"data", "models", "sae", "formats.base", "viz", "foundation"},
