@@ -161,8 +161,10 @@ def own_thresholds():
         (unit(BOTH[1]), "AutoEncoderNew"),  # b_dec is not subtracted
         (build(CONFIGS[0]), "AutoEncoderNew"),  # its loader would scale an AutoEncoder's codes
         (build(CONFIGS[3]), "GatedAutoEncoder"),
+        (build(replace(CONFIGS[3], apply_b_dec_to_input=False)), "GatedAutoEncoder"),
         (build(CONFIGS[4]), "JumpReluAutoEncoder"),
         (build(CONFIGS[5]), "AutoEncoderTopK"),
+        (build(replace(CONFIGS[5], apply_b_dec_to_input=False)), "AutoEncoderTopK"),
         (build(CONFIGS[6]), "BatchTopKSAE"),
         (own_thresholds(), "JumpReluAutoEncoder"),
         (build(CONFIGS[7]), "MatryoshkaBatchTopKSAE"),
