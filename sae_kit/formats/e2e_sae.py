@@ -9,11 +9,14 @@ With P the site, its dots replaced by hyphens (blocks-6-hook_resid_pre):
 
     P.encoder.0.weight [d_sae d_in], P.encoder.0.bias, P.decoder.weight [d_in d_sae], P.decoder.bias
 
+of a run, and without P and the 0 as published (apollo-research/e2e-saes-gpt2), where the config is
+what names the site.
+
     code  = relu(x @ encoder.weight.T + encoder.bias)            nothing is subtracted from x
     recon = code @ normalised(decoder.weight).T + decoder.bias
 
-The stored decoder is not of unit norm. Its columns are normalised whenever the SAE runs, and here
-when it is opened.
+A run's decoder is not of unit norm: its columns are normalised whenever the SAE runs, and here when
+it is opened. The published ones were normalised before they were written.
 
 Source: ApolloResearch/e2e_sae 2.1.1, with 2405.12241. Models are loaded by name as TransformerLens
 does by default, which takes the mean out of the residual stream; contexts have no BOS.
@@ -34,6 +37,7 @@ from sae_kit.formats.base import Format, SAEInfo
 from sae_kit.formats.configs import config_of, length_of
 from sae_kit.formats.pickles import keys_of, peek_pt, read_pt
 from sae_kit.formats.places import Place, refuse
+from sae_kit.formats.sites import layer_of
 from sae_kit.formats.tensors import check_header, header_of
 
 RUN_CONFIG = "final_config.yaml"
@@ -50,6 +54,9 @@ NAMES = {
     "decoder.bias": "b_dec",
 }
 """What follows the site in the names of tensors -> ours. Both weights are transposed besides."""
+
+PUBLISHED = {name.replace(".0.", "."): ours for name, ours in NAMES.items()}
+"""The same of published files, which have no site in them."""
 
 _SAMPLES = re.compile(r"samples_(\d+)\.pt")
 _FIRST = ".encoder.0.weight"
@@ -76,29 +83,28 @@ class E2ESAEFormat(Format, name="e2e_sae"):
 
     def recognises(self, place: Place) -> bool:
         """By the names of its tensors."""
-        file, name = _weights_file(place)
-        return any(key.endswith(_FIRST) for key in keys_of(file, name))
+        keys = keys_of(*_weights_file(place))
+        # Others use the published names too; what tells them apart is the config.
+        is_published = keys == PUBLISHED.keys() and _config(place) is not None
+        return is_published or any(key.endswith(_FIRST) for key in keys)
 
     def site(self, place: Place) -> str | None:
-        """By the names of its tensors."""
-        return _site_in(*_weights_file(place))
+        """By the names of its tensors, or by the config of one as published."""
+        return _site_in(place)
 
     def inspect(self, place: Place) -> SAEInfo:
         """See Format.inspect."""
         file, name = _weights_file(place)
-        site, where = _site_in(file, name), file.file(name)
+        site, where = _site_in(place), file.file(name)
         tensors = header_of(peek_pt(file, name))
-        stem = site.replace(".", "-")
-        d_in = length_of(tensors, f"{stem}.decoder.bias", where)
-        d_sae = length_of(tensors, f"{stem}.encoder.0.bias", where)
+        names = {ours: theirs for theirs, ours in _names(place).items()}
+        d_in = length_of(tensors, names["b_dec"], where)
+        d_sae = length_of(tensors, names["b_enc"], where)
+        shapes = {"W_enc": (d_sae, d_in), "b_enc": (d_sae,), "W_dec": (d_in, d_sae)}
+        shapes["b_dec"] = (d_in,)
         check_header(
             tensors,
-            {
-                f"{stem}.encoder.0.weight": (d_sae, d_in),
-                f"{stem}.encoder.0.bias": (d_sae,),
-                f"{stem}.decoder.weight": (d_in, d_sae),
-                f"{stem}.decoder.bias": (d_in,),
-            },
+            {names[ours]: shape for ours, shape in shapes.items()},
             where,
             because=f"biases of {d_in} and {d_sae}",
         )
@@ -121,10 +127,8 @@ class E2ESAEFormat(Format, name="e2e_sae"):
     def weights(self, place: Place, info: SAEInfo) -> dict[str, Tensor]:
         """See Format.weights."""
         file, name = _weights_file(place)
-        contents, stem = read_pt(file, name), _site_in(file, name).replace(".", "-")
-        weights: dict[str, Tensor] = {
-            ours: contents[f"{stem}.{theirs}"] for theirs, ours in NAMES.items()
-        }
+        contents = read_pt(file, name)
+        weights: dict[str, Tensor] = {ours: contents[key] for key, ours in _names(place).items()}
         wide = torch.promote_types(weights["W_dec"].dtype, torch.float32)
         weights["W_dec"] = torch.nn.functional.normalize(weights["W_dec"].to(wide), dim=0).T
         return weights | {"W_enc": weights["W_enc"].T}
@@ -139,13 +143,27 @@ def _weights_file(place: Place) -> tuple[Place, str]:
     return place, names[0]
 
 
-def _site_in(place: Place, name: str) -> str:
-    """The one site whose tensors are in a file."""
-    stems = [key.removesuffix(_FIRST) for key in peek_pt(place, name) if key.endswith(_FIRST)]
+def _names(place: Place) -> Mapping[str, str]:
+    """The file's names of tensors -> ours."""
+    file, name = _weights_file(place)
+    if peek_pt(file, name).keys() == PUBLISHED.keys():
+        return PUBLISHED
+    stem = str(_site_in(place)).replace(".", "-")
+    return {f"{stem}.{theirs}": ours for theirs, ours in NAMES.items()}
+
+
+def _site_in(place: Place) -> str | None:
+    """The one site whose tensors are in a file, or that the config names if they do not say."""
+    file, name = _weights_file(place)
+    keys = peek_pt(file, name).keys()
+    if keys == PUBLISHED.keys():
+        positions = _positions({} if (config := _config(place)) is None else config[0])
+        return positions[0] if len(positions) == 1 and layer_of(positions[0]) is not None else None
+    stems = [key.removesuffix(_FIRST) for key in keys if key.endswith(_FIRST)]
     sites = [stem.replace("-", ".") for stem in stems]
     if len(sites) != 1:
         refuse(
-            place.file(name),
+            file.file(name),
             f"holds SAEs of {len(sites)} sites ({', '.join(sites)[:200]})",
             "save the tensors of each site in a file of its own",
         )
@@ -186,16 +204,15 @@ def _config(place: Place) -> tuple[Mapping[str, Any], str] | None:
 
 
 def _check_belongs(
-    config: Mapping[str, Any], where: str, *, site: str, d_in: int, d_sae: int
+    config: Mapping[str, Any], where: str, *, site: str | None, d_in: int, d_sae: int
 ) -> None:
     """Refuse a config that is another SAE's."""
     saes = _part(config, "saes")
-    positions = saes.get("sae_positions", site)
-    positions = positions if isinstance(positions, list) else [positions]
-    if not any(isinstance(position, str) and position in site for position in positions):
+    positions = _positions(config)
+    if site and "sae_positions" in saes and not any(position in site for position in positions):
         refuse(
             where,
-            f"sae_positions is {str(positions)[:200]}, and the weights are of {site}",
+            f"sae_positions is {str(saes['sae_positions'])[:200]}, and the weights are of {site}",
             "see whether it is the config of these weights",
         )
     ratio = saes.get("dict_size_to_input_ratio")
@@ -206,6 +223,13 @@ def _check_belongs(
             f"{d_in} inputs",
             "see whether it is the config of these weights",
         )
+
+
+def _positions(config: Mapping[str, Any]) -> list[str]:
+    """The (parts of) names of sites that a config trains at."""
+    positions = _part(config, "saes").get("sae_positions")
+    listed = positions if isinstance(positions, list) else [positions]
+    return [position for position in listed if isinstance(position, str)]
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:

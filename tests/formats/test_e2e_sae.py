@@ -4,6 +4,7 @@ import yaml
 from torch.testing import assert_close
 
 from sae_kit.formats import inspect_sae, load_sae, load_saes
+from sae_kit.formats.e2e_sae import PUBLISHED
 from sae_kit.sae.relu import ReLUConfig
 
 D_IN, RATIO = 12, 3
@@ -110,6 +111,23 @@ def test_a_file_without_a_config_opens_too(x, tmp_path):
     sae = load_sae(tmp_path / "alone.pt")
     assert_close(sae(x), reference(contents(), x)[1], atol=1e-5, rtol=1e-5)
     assert "model_name" not in sae.metadata
+
+
+def test_published_files_leave_the_site_to_the_config(x, tmp_path):
+    held = dict(zip(PUBLISHED, contents().values(), strict=True))
+    held["decoder.weight"] = held["decoder.weight"] / held["decoder.weight"].norm(dim=0)
+    sae = load_sae(save_pair(tmp_path, held=held))
+    assert_close(sae(x), reference(contents(), x)[1], atol=1e-5, rtol=1e-5)
+    assert sae.metadata["hook_name"] == SITE
+    assert list(load_saes(tmp_path)) == [SITE]
+    for positions, site in (([SITE, "blocks.7.x"], None), (["resid_pre"], None), (SITE, SITE)):
+        config = {**CONFIG, "saes": {**CONFIG["saes"], "sae_positions": positions}}
+        assert inspect_sae(save_pair(tmp_path, held=held, config=config)).site == site
+    # Others name their tensors so too; alone, such a file is nobody's.
+    alone = save_pair(tmp_path, held=held)
+    alone.with_suffix(".yaml").unlink()
+    with pytest.raises(ValueError, match="is no SAE in a known format"):
+        load_sae(alone)
 
 
 def test_several_sites_in_a_file_are_named(tmp_path):
