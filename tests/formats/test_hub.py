@@ -17,6 +17,7 @@ from sae_kit.formats.places import Known
 from sae_kit.formats.releases import releases
 from sae_kit.sae import SAE
 from sae_kit.sae.relu import ReLUConfig
+from sae_kit.sae.topk import TopKConfig
 
 slow = pytest.mark.slow  # every question starts a new process
 
@@ -289,3 +290,84 @@ def test_a_release_names_sites_and_says_what_its_files_do_not(hub, tmp_path):
     assert absent.startswith(f"ValueError hf:{release.repo}/{release.saes[2].path}: holds no SAE")
     assert unknown.startswith(f"ValueError {release.name}: has no SAE 'blocks.12.hook_mlp'; it has")
     assert "blocks.11.hook_mlp_out" in unknown
+
+
+def write_openai(file: Path, *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    held = {
+        "pre_bias": torch.randn(D_IN, generator=generator),
+        "latent_bias": torch.randn(12, generator=generator),
+        "encoder.weight": torch.randn(12, D_IN, generator=generator),
+        "decoder.weight": torch.randn(D_IN, 12, generator=generator),
+        "activation": "TopK",
+        "activation_state_dict": {"k": 3, "postact_fn": "ReLU"},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(held, file)
+
+
+def write_published_e2e(file: Path, site: str) -> None:
+    sae = make(3, d_sae=12)
+    names = {"encoder.weight": "W_enc", "decoder.weight": "W_dec"}
+    held = {theirs: getattr(sae, ours).data.T.contiguous() for theirs, ours in names.items()}
+    held |= {"encoder.bias": sae.b_enc.data, "decoder.bias": sae.b_dec.data}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(held, file)
+    file.with_suffix(".yaml").write_text(f"saes:\n  sae_positions: [{site}]\n")
+
+
+def write_hook_z(file: Path) -> None:
+    sae = make(4, d_sae=12)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {name: getattr(sae, name).data for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, file
+    )
+    config = {"act_size": D_IN, "dict_size": 12, "act_name": "blocks.1.attn.hook_z"}
+    file.with_name(file.stem + "_cfg.json").write_text(json.dumps(config))
+
+
+@slow
+def test_every_layout_opens_from_the_hub_as_it_does_here(hub, tmp_path):
+    models, of = hub.folder / "models", releases()
+    topk = TopKConfig(d_sae=12, k=3).build(D_IN, generator=torch.Generator().manual_seed(5))
+    mixed, v5, e2e, hook_z = (
+        "someone/mixed",
+        of["gpt2-small-resid-post-v5-32k"],
+        of["gpt2-small-e2e-apollo"],
+        of["gpt2-small-hook-z-kk"],
+    )
+    said = {"hook_name": "blocks.3.hook_mlp_out"}
+    for name, folder in (("sparsify", "sparsify/h.3.mlp"), ("dictionary_learning", "dl/trainer_0")):
+        formats.save_sae(topk, models / mixed / folder, metadata=said, format=name)
+    write_openai(models / mixed / "resid_post_mlp_v5_32k/autoencoders/6.pt", seed=1)
+    write_openai(models / mixed / "resid_post_mlp_v5_32k/autoencoders/7.pt", seed=2)
+    formats.save_sae(topk, models / v5.repo / v5.saes[8].path, metadata={"context_size": 128})
+    write_published_e2e(models / e2e.repo / e2e.saes[4].path, e2e.saes[4].site)
+    write_hook_z(models / hook_z.repo / hook_z.saes[1].path)
+    asked = {
+        f"{mixed}/sparsify/h.3.mlp": (f"{mixed}/sparsify/h.3.mlp", said["hook_name"]),
+        f"{mixed}/dl/trainer_0": (f"{mixed}/dl/trainer_0", said["hook_name"]),
+        f"{mixed}/resid_post_mlp_v5_32k/autoencoders/6.pt": (
+            f"{mixed}/resid_post_mlp_v5_32k/autoencoders/6.pt",
+            "blocks.6.hook_resid_post",
+        ),
+        f"{v5.name}/{v5.saes[8].id}": (f"{v5.repo}/{v5.saes[8].path}", v5.saes[8].site),
+        f"{e2e.name}/{e2e.saes[4].id}": (f"{e2e.repo}/{e2e.saes[4].path}", e2e.saes[4].site),
+        f"{hook_z.name}/{hook_z.saes[1].id}": (
+            f"{hook_z.repo}/{hook_z.saes[1].path}",
+            "blocks.1.attn.hook_z",
+        ),
+    }
+    *opened, several = ask(
+        hub,
+        tmp_path,
+        *(["load_sae", source] for source in asked),
+        ["load_saes", f"{mixed}/resid_post_mlp_v5_32k", {"layers": [7]}],
+    )
+    for (metadata, out), (file, site) in zip(opened, asked.values(), strict=True):
+        assert out == outputs(formats.load_sae(models / file))
+        assert metadata.get("hook_name") == site
+    assert list(several) == ["blocks.7.hook_resid_post"]
+    conversion = "context_size is 64 as its release says; the file says 128"
+    assert conversion in opened[3][0]["conversions"]
+    assert opened[4][0]["release"] == "gpt2-small-e2e-apollo/e2e_similar_ce_layer_6"
