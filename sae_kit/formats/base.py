@@ -260,7 +260,7 @@ def load_saes(
         if absent:
             raise ValueError(f"layers: {absent} have no SAE in {source}; available: {available}")
         found = {site: one for site, one in found.items() if layer_of(site) in set(layers)}
-    return {site: _open(*found[site], site) for site in sorted(found, key=site_order)}
+    return {site: _open(*found[site]) for site in sorted(found, key=site_order)}
 
 
 def _chosen(format: str) -> dict[str, Format]:
@@ -279,9 +279,9 @@ def _recognise(place: Place, format: str) -> tuple[Format, Place]:
     below: list[str] = []
     for one in chosen.values():
         entries = one.find(names)
-        here = [entry for entry in entries if entry == "" or names == (entry,)]
-        if here and one.recognises(place):
-            return one, place
+        for entry in entries:
+            if (entry == "" or names == (entry,)) and one.recognises(found := _entry(place, entry)):
+                return one, found
         below += entries
     words = ", ".join(chosen)
     if names and names == tuple(set(below)) and names[0].endswith(".pt"):
@@ -303,6 +303,11 @@ def _recognise(place: Place, format: str) -> tuple[Format, Place]:
     )
 
 
+def _entry(place: Place, name: str) -> Place:
+    """The place of what `find` named: this one, or one below it."""
+    return place if not name or place.file(name) == place.where else place.at(name)
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -319,7 +324,7 @@ def _by_site(
     names = root.names()
     for one in _chosen(format).values():
         for entry in sorted(set(one.find(names)) - seen):
-            place = root if names == (entry,) else root.at(entry)
+            place = _entry(root, entry)
             site = place.known().site
             is_other = layers is not None and site is not None and layer_of(site) not in layers
             if not is_other and not one.recognises(place):
@@ -346,10 +351,9 @@ def _open(
     _check_scale(info, input_scale)
     weights = known.weights(place, info)
     for name, tensor in weights.items():
-        if not tensor.isfinite().all():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             refuse(place.where, f"{name} holds NaN or infinity", "train or save it again")
-    # Every drawn weight is overwritten below; a generator of its own spares the global one.
-    sae = info.config.build(info.d_in, info.d_out, generator=torch.Generator().manual_seed(0))
+    sae = info.config.build(info.d_in, info.d_out, generator=None)
     if torch.float64 in {tensor.dtype for tensor in weights.values()}:
         sae = sae.double()
     sae.load_weights(weights)

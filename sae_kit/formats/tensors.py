@@ -77,7 +77,7 @@ def check_header(
 
 
 def read_safetensors(place: Place, name: str, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file whose header was checked, in memory of their own.
+    """Tensors of a safetensors file whose header was checked, mapped from it: to be copied.
 
     Args:
         place: where the file is.
@@ -87,7 +87,6 @@ def read_safetensors(place: Place, name: str, names: Mapping[str, str]) -> dict[
     path = place.path(name)
     try:
         with safe_open(path, framework="pt") as file:
-            # A clone: memory mapped from the file vanishes if the file is cut short.
-            return {ours: file.get_tensor(theirs).clone() for theirs, ours in names.items()}
+            return {ours: file.get_tensor(theirs) for theirs, ours in names.items()}
     except (OSError, SafetensorError) as error:
         damaged(place.file(name), error)

@@ -76,13 +76,15 @@ class SAEConfig(Family, ABC, tag="arch", package="sae_kit.sae"):
             )
 
     @abstractmethod
-    def build(self, d_in: int, d_out: int | None = None, *, generator: torch.Generator) -> "SAE":
+    def build(
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
+    ) -> "SAE":
         """A freshly initialised SAE, on the generator's device.
 
         Args:
             d_in: width of what it reads.
             d_out: width of what it reconstructs, for a transcoder; None = the input itself.
-            generator: draws the weights.
+            generator: draws the weights; None leaves them zero on the CPU, for `load_weights`.
 
         Raises:
             ValueError: the config does not fit the widths.
@@ -118,7 +120,7 @@ class SAE(nn.Module, ABC):
     W_skip: nn.Parameter  # [d_out d_in], where config.skip
 
     def __init__(
-        self, config: SAEConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+        self, config: SAEConfig, d_in: int, d_out: int | None, *, generator: torch.Generator | None
     ) -> None:
         super().__init__()
         _check_widths(config, d_in, d_out)
@@ -135,14 +137,12 @@ class SAE(nn.Module, ABC):
         self.metadata: dict[str, Any] = {}
         """Where this SAE comes from (site, model, data, ...), as its file says."""
 
-        rows = ops.random_unit_rows(self.d_sae, self.d_out, generator)
+        rows = _drawn(self.d_sae, self.d_out, generator)
         self.W_dec = nn.Parameter(rows)
         # Tied at the start only: the encoder looks for what the decoder writes. A transcoder's
         # output says nothing of its input, so there the two are drawn apart.
         self.encoder_rows = nn.Parameter(
-            ops.random_unit_rows(self.d_sae, d_in, generator)
-            if self.is_transcoder
-            else rows.clone()
+            _drawn(self.d_sae, d_in, generator) if self.is_transcoder else rows.clone()
         )
         self.b_enc = nn.Parameter(rows.new_zeros(self.d_sae))
         self.b_dec = nn.Parameter(rows.new_zeros(self.d_out))
@@ -341,13 +341,19 @@ class SAE(nn.Module, ABC):
     @final
     @torch.no_grad()
     def _scale_encoder(
-        self, generator: torch.Generator, *, k: int, choose: ops.Choose = ops.top_pre_activations
+        self,
+        generator: torch.Generator | None,
+        *,
+        k: int,
+        choose: ops.Choose = ops.top_pre_activations,
     ) -> None:
         """Scale the encoder so that unit inputs give reconstructions of mean norm 1.
 
         For dictionaries of which `k` latents, chosen by `choose`, are active in a row. Source:
         2406.04093, appendix A.
         """
+        if generator is None:
+            return
         probes = ops.random_unit_rows(N_PROBES, self.d_in, generator)
         values, indices = choose(probes, self.encoder_rows, self.b_enc, k)
         recon = ops.sparse_decode(values.relu(), indices, self.W_dec)
@@ -380,6 +386,12 @@ class SAE(nn.Module, ABC):
     def _centred(self, x: Tensor) -> Tensor:
         """The encoder's input: x, less b_dec where the config says so."""
         return x - self.b_dec if self.config.apply_b_dec_to_input else x
+
+
+def _drawn(n_rows: int, width: int, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return torch.zeros(n_rows, width)
+    return ops.random_unit_rows(n_rows, width, generator)
 
 
 def _check_widths(config: SAEConfig, d_in: int, d_out: int | None) -> None:

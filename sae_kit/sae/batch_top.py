@@ -78,7 +78,12 @@ class BatchTopSAE(SAE, ABC):
     threshold: Tensor  # [d_sae], all the same: one per latent is what files hold
 
     def __init__(
-        self, config: BatchTopConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+        self,
+        config: BatchTopConfig,
+        d_in: int,
+        d_out: int | None,
+        *,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__(config, d_in, d_out, generator=generator)
         self._scale_encoder(generator, k=config.k)

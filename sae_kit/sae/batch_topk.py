@@ -29,7 +29,7 @@ class BatchTopKConfig(BatchTopConfig, arch="batch_topk"):
     """A BatchTopK SAE."""
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "BatchTopKSAE":
         """See SAEConfig.build."""
         return BatchTopKSAE(self, d_in, d_out, generator=generator)

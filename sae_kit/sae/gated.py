@@ -38,7 +38,7 @@ class GatedConfig(L1Config, arch="gated"):
     """Weight of the penalty, in units of the activation (mean input norm sqrt(d_in))."""
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "GatedSAE":
         """See SAEConfig.build."""
         return GatedSAE(self, d_in, d_out, generator=generator)
@@ -54,7 +54,12 @@ class GatedSAE(SAE):
     b_mag: nn.Parameter  # [d_sae]
 
     def __init__(
-        self, config: GatedConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+        self,
+        config: GatedConfig,
+        d_in: int,
+        d_out: int | None,
+        *,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__(config, d_in, d_out, generator=generator)
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))

@@ -44,7 +44,7 @@ class GroupMaxConfig(SAEConfig, arch="groupmax"):
             )
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "GroupMaxSAE":
         """See SAEConfig.build."""
         return GroupMaxSAE(self, d_in, d_out, generator=generator)
@@ -57,7 +57,12 @@ class GroupMaxSAE(SAE):
     config: GroupMaxConfig
 
     def __init__(
-        self, config: GroupMaxConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+        self,
+        config: GroupMaxConfig,
+        d_in: int,
+        d_out: int | None,
+        *,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__(config, d_in, d_out, generator=generator)
         self._scale_encoder(generator, k=config.k, choose=ops.group_maxima)

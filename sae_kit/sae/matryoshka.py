@@ -61,7 +61,7 @@ class MatryoshkaConfig(BatchTopConfig, arch="matryoshka"):
         return tuple(sorted({end for end in ends if end > 0} | {self.d_sae}))
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "MatryoshkaSAE":
         """See SAEConfig.build."""
         return MatryoshkaSAE(self, d_in, d_out, generator=generator)

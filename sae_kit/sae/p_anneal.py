@@ -56,7 +56,7 @@ class PAnnealConfig(L1Config, arch="p_anneal"):
             raise ValueError(f"p_start: {self.p_start} is no share of the run; give 0 to below 1")
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "PAnnealSAE":
         """See SAEConfig.build."""
         return PAnnealSAE(self, d_in, d_out, generator=generator)

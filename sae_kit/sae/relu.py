@@ -30,7 +30,7 @@ class ReLUConfig(L1Config, arch="relu"):
     """A ReLU SAE with an L1 penalty."""
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "ReLUSAE":
         """See SAEConfig.build."""
         return ReLUSAE(self, d_in, d_out, generator=generator)

@@ -33,7 +33,7 @@ class WeightedReLUConfig(L1Config, arch="relu_weighted"):
     """A ReLU SAE with a decoder-weighted L1 penalty."""
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "WeightedReLUSAE":
         """See SAEConfig.build."""
         return WeightedReLUSAE(self, d_in, d_out, generator=generator)

@@ -39,7 +39,7 @@ class TopKConfig(SAEConfig, arch="topk"):
             raise ValueError(f"k: {self.k} does not fit; give 1 to d_sae={self.d_sae}")
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "TopKSAE":
         """See SAEConfig.build."""
         return TopKSAE(self, d_in, d_out, generator=generator)
@@ -53,7 +53,7 @@ class TopKSAE(SAE):
     screens: ClassVar[bool] = True
 
     def __init__(
-        self, config: TopKConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+        self, config: TopKConfig, d_in: int, d_out: int | None, *, generator: torch.Generator | None
     ) -> None:
         super().__init__(config, d_in, d_out, generator=generator)
         self._scale_encoder(generator, k=config.k)

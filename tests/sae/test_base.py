@@ -84,3 +84,11 @@ def test_pre_bias_is_the_configs_choice():
         for sae in (with_bias, without):
             sae.b_dec.copy_(torch.arange(6.0))
     assert_close(with_bias.encode(x), without.encode(x - torch.arange(6.0)))
+
+
+def test_weights_that_are_not_drawn_are_there_to_be_loaded():
+    drawn, empty = build(), ReLUConfig(d_sae=10).build(6, generator=None)
+    assert not any(tensor.any() for tensor in empty.weights().values())
+    empty.load_weights(drawn.weights())
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(empty(x), drawn(x))
