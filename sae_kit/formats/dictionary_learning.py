@@ -218,8 +218,8 @@ def _move_b_dec(weights: dict[str, Tensor], *, before: bool, after: bool) -> Non
     """Adapt biases to whether b_dec is subtracted from the input; computed in double."""
     if before == after:
         return
+    dtype = torch.promote_types(weights["b_enc"].dtype, torch.float32)
     shift = (weights["b_dec"].double() @ weights["W_enc"].double()) * (after - before)
-    dtype = weights["b_enc"].dtype
     weights["b_enc"] = (weights["b_enc"].double() + shift).to(dtype)
     if "b_mag" in weights:
         shift = shift * weights["r_mag"].double().exp()

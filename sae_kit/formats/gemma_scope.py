@@ -130,10 +130,10 @@ class GemmaScopeFormat(Format, name="gemma_scope"):
             refuse(where, f"has tensors {sorted(tensors)}", "see which of the same name are meant")
         d_sae, d_out = length_of(lower, "b_enc", where), length_of(lower, "b_dec", where)
         shape = lower["w_enc"][1] if "w_enc" in lower else ()
-        d_in = shape[0] if shape else d_out
-        _check(lower, where, d_in=d_in, d_sae=d_sae, d_out=d_out)
         skip = "affine_skip_connection" in lower
-        is_transcoder = path.is_transcoder or skip or d_in != d_out
+        is_transcoder = path.is_transcoder or skip
+        d_in = shape[0] if shape and is_transcoder else d_out
+        _check(lower, where, d_in=d_in, d_sae=d_sae, d_out=d_out)
         settings = {
             "arch": "jumprelu",
             "d_sae": d_sae,

@@ -107,15 +107,17 @@ class SAELensFormat(WritableFormat, name="saelens"):
         return sorted(found)
 
     def recognises(self, place: Place) -> bool:
-        """Names tell."""
-        return True
+        """Names tell; with a config of another name, the weights are another tool's."""
+        return place.has(CONFIG) or not place.has("config.json")
 
     def site(self, place: Place) -> str | None:
         """The file's word; or the folder's name, if it is a site's."""
         metadata = modern(place.json(CONFIG), place.file(CONFIG)).get("metadata")
         site = metadata.get("hook_name") if isinstance(metadata, Mapping) else None
+        if isinstance(site, str) and site:
+            return site
         name = place.where.rsplit("/", 1)[-1]
-        return str(site) if site else name if "hook_" in name else None
+        return name if site is None and "hook_" in name else None
 
     def inspect(self, place: Place) -> SAEInfo:
         """See Format.inspect."""

@@ -58,6 +58,7 @@ choice, codes divided by them before the decoder. Read, and folded into the weig
 
 # SAELens reads files without a version, or with one below 6, by the rules of its older layout.
 LAYOUT_VERSION = "6.0.0"
+VERSION = "sae_lens_version"
 
 
 def _fields(arch: str) -> tuple[str, ...]:
@@ -81,7 +82,15 @@ def contents_for(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
             f"arch: SAELens cannot express {plain.arch!r} with {own}; "
             f"it can express {', '.join(WORDS)}"
         )
+    if plain.d_out is not None and plain.normalization != "none":
+        raise ValueError(
+            f"normalization: SAELens cannot express the transcoder {sae.config.word!r} with "
+            f"{plain.normalization!r}, which is of one site; it can express 'none'"
+        )
     word = WORDS[plain.arch][(plain.d_out is not None) + plain.settings["skip"]]
+    record: dict[str, Any] = {"sae": to_dict(sae.config)}
+    if VERSION in metadata:  # of a file that the SAE once came from; the key is needed for ours
+        record[VERSION] = metadata[VERSION]
     contents = {
         "architecture": word,
         "d_in": plain.d_in,
@@ -93,8 +102,8 @@ def contents_for(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "reshape_activations": "hook_z" if _is_hook_z(metadata) else "none",
         "metadata": {
             **metadata,
-            "sae_lens_version": LAYOUT_VERSION,
-            "sae_kit": {"sae": to_dict(sae.config)},
+            VERSION: LAYOUT_VERSION,
+            "sae_kit": record,
         },
     }
     if word == "topk":
@@ -116,8 +125,8 @@ def modern(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 def _is_old(config: Mapping[str, Any]) -> bool:
     metadata = config.get("metadata")
-    nested = metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
-    major = str(config.get("sae_lens_version") or nested).split(".")[0]
+    nested = metadata.get(VERSION) if isinstance(metadata, dict) else None
+    major = str(config.get(VERSION) or nested).split(".")[0]
     return not major.isdecimal() or int(major) < 6
 
 
@@ -232,7 +241,9 @@ def provenance(
     own = metadata.pop("sae_kit", None)
     if own is None:
         return from_node(SAEConfig, plain.settings), metadata
-    metadata.pop("sae_lens_version", None)  # of the layout we wrote, not of anything the SAE met
+    metadata.pop(VERSION, None)  # of the layout we wrote, not of anything the SAE met
+    if isinstance(own, Mapping) and VERSION in own:
+        metadata[VERSION] = own[VERSION]
     try:
         trained = own.get("sae") if isinstance(own, Mapping) else None
         return from_node(SAEConfig, trained, where="metadata.sae_kit.sae"), metadata

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from format_samples.dictionary_learning import D, F, K, theirs
 from torch.testing import assert_close
 
 from sae_kit.formats import inspect_sae, load_sae, load_saes, save_sae
@@ -18,7 +19,6 @@ from sae_kit.sae.relu_weighted import WeightedReLUConfig
 from sae_kit.sae.topk import TopKConfig
 
 METADATA = {"model_name": "demo", "hook_name": "blocks.1.hook_resid_pre", "nested": {"l0": [1.5]}}
-D, F, K = 4, 12, 3
 CONFIGS = [
     ReLUConfig(d_sae=F, l1_coefficient=0.3),
     WeightedReLUConfig(d_sae=F, l1_coefficient=0.3),
@@ -53,37 +53,6 @@ def build(config):
 
 def rows(n=9, dtype=torch.float32):
     return torch.randn(n, D, generator=torch.Generator().manual_seed(2), dtype=dtype)
-
-
-def theirs(folder, dict_class, *, dtype=torch.float32, norm_factor=None, threshold=0.3):
-    """Files of dictionary_learning's; with a norm_factor, those of a run that was stopped.
-
-    Returns the tensors by the names that the algebra below has for them, as they are saved.
-    """
-    draw = torch.Generator().manual_seed(3)
-    shapes = {"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,), "r_mag": (F,)}
-    shapes |= dict.fromkeys(("b_enc", "b_mag", "threshold"), (F,))
-    w = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
-    w["threshold"] = w["threshold"].abs()
-    state = {}
-    for ours, name in CLASSES[dict_class].names.items():
-        state[name] = w[ours].T.contiguous() if name.endswith(".weight") else w[ours]
-    settings = {"dict_class": dict_class, "activation_dim": D, "dict_size": F, "lm_name": "gpt2"}
-    if CLASSES[dict_class].has_k:
-        w["threshold"] = torch.tensor(threshold)
-        state |= {"k": torch.tensor(K, dtype=torch.int), "threshold": w["threshold"]}
-        settings["k"] = K
-    if dict_class == "MatryoshkaBatchTopKSAE":
-        state["group_sizes"] = torch.tensor([4, 8])
-        settings["group_sizes"] = [4, 8]
-    folder.mkdir(parents=True, exist_ok=True)
-    if norm_factor is not None:
-        optimizer = {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 1e-3}]}
-        state = {"ae": state, "step": 7, "optimizer": optimizer, "config": settings}
-        state["norm_factor"] = norm_factor
-    torch.save(state, folder / "ae.pt")
-    (folder / "config.json").write_text(json.dumps({"trainer": settings}))
-    return {name: tensor.float() for name, tensor in w.items()}
 
 
 def algebra(dict_class, w, x):

@@ -1,48 +1,11 @@
 import pytest
 import torch
-import yaml
+from format_samples.e2e_sae import CONFIG, D_IN, RATIO, SITE, contents, save_pair, save_run
 from torch.testing import assert_close
 
 from sae_kit.formats import inspect_sae, load_sae, load_saes
 from sae_kit.formats.e2e_sae import PUBLISHED
 from sae_kit.sae.relu import ReLUConfig
-
-D_IN, RATIO = 12, 3
-SITE = "blocks.6.hook_resid_pre"
-CONFIG = {
-    "tlens_model_name": "gpt2-small",
-    "tlens_model_path": None,
-    "saes": {"dict_size_to_input_ratio": float(RATIO), "sae_positions": [SITE]},
-    "train_data": {"dataset_name": "apollo-research/openwebtext", "n_ctx": 1024},
-    "loss": {"sparsity": {"coeff": 1.5, "p_norm": 1.0}, "logits_kl": {"coeff": 1.0}},
-}
-
-
-def contents(site=SITE, *, seed=0):
-    """A run's weights. The decoder's columns have norms far from 1."""
-    generator = torch.Generator().manual_seed(seed)
-    stem, d_sae = site.replace(".", "-"), RATIO * D_IN
-    return {
-        f"{stem}.encoder.0.weight": torch.randn(d_sae, D_IN, generator=generator),
-        f"{stem}.encoder.0.bias": torch.randn(d_sae, generator=generator),
-        f"{stem}.decoder.weight": torch.randn(D_IN, d_sae, generator=generator),
-        f"{stem}.decoder.bias": torch.randn(D_IN, generator=generator),
-    }
-
-
-def save_pair(folder, name="e2e_layer_6", *, held=None, config=CONFIG):
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(contents() if held is None else held, folder / f"{name}.pt")
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    return folder / f"{name}.pt"
-
-
-def save_run(folder, *samples):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "final_config.yaml").write_text(yaml.safe_dump(CONFIG))
-    for n in samples:
-        torch.save(contents(seed=n), folder / f"samples_{n}.pt")
-    return folder
 
 
 def reference(w, x, *, normalised=True, pre_bias=False):

@@ -1,46 +1,13 @@
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from format_samples.gemma_scope import D_IN, D_SAE, RES, SECOND, contents, save_npz, save_second
 from torch.testing import assert_close
 
 from sae_kit.formats import inspect_sae, load_sae, load_saes
 from sae_kit.sae.jumprelu import JumpReLUConfig
-
-D_IN, D_SAE = 9, 20
-RES = "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
-SECOND = "google/gemma-scope-2-1b-it/resid_post/layer_9_width_16k_l0_small"
-
-
-def contents(d_out=D_IN, *, skip=False):
-    generator = torch.Generator().manual_seed(0)
-    shapes = {
-        "W_enc": (D_IN, D_SAE),
-        "b_enc": (D_SAE,),
-        "W_dec": (D_SAE, d_out),
-        "b_dec": (d_out,),
-        "threshold": (D_SAE,),
-    } | ({"affine_skip_connection": (D_IN, d_out)} if skip else {})
-    w = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return w | {"threshold": w["threshold"].abs()}
-
-
-def save_npz(folder, w, save=np.savez):
-    folder.mkdir(parents=True, exist_ok=True)
-    save(folder / "params.npz", **{name: tensor.numpy() for name, tensor in w.items()})
-    return folder
-
-
-def save_second(folder, w, **config):
-    folder.mkdir(parents=True, exist_ok=True)
-    lower = {name.lower(): tensor.contiguous() for name, tensor in w.items()}
-    save_file(lower, folder / "params.safetensors")
-    if config:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def reference(w, x):

@@ -1,8 +1,22 @@
-import json
 import math
 
 import pytest
 import torch
+from format_samples.llama_scope import (
+    D_IN,
+    D_SAE,
+    HYPER,
+    NORM,
+    NORM_NAME,
+    SITE,
+    contents,
+    letters,
+    modules,
+    new_threshold_of,
+    save_first,
+    save_later,
+    threshold_of,
+)
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
@@ -11,80 +25,7 @@ from sae_kit.sae.jumprelu import JumpReLUConfig
 from sae_kit.sae.relu import ReLUConfig
 from sae_kit.sae.topk import TopKConfig
 
-D_IN, D_SAE, NORM = 8, 24, 5.0
 SCALE = math.sqrt(D_IN) / NORM
-SITE = "blocks.7.hook_resid_post"
-NORM_NAME = f"dataset_average_activation_norm.{SITE}"
-
-HYPER = {
-    "d_model": D_IN,
-    "d_sae": D_SAE,
-    "hook_point_in": SITE,
-    "hook_point_out": SITE,
-    "act_fn": "jumprelu",
-    "jump_relu_threshold": 0.7,
-    "norm_activation": "dataset-wise",
-    "dataset_average_activation_norm": {"in": NORM, "out": NORM},
-}
-LATER = {
-    "sae_type": "sae",
-    "d_model": D_IN,
-    "expansion_factor": D_SAE / D_IN,
-    "hook_point_in": SITE,
-    "hook_point_out": SITE,
-    "act_fn": "jumprelu",
-    "norm_activation": "dataset-wise",
-}
-
-
-def contents():
-    """W_enc, b_enc, W_dec, b_dec, log_threshold, all in the orientation of the formulas."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {
-        "W_enc": (D_IN, D_SAE),
-        "b_enc": (D_SAE,),
-        "W_dec": (D_SAE, D_IN),
-        "b_dec": (D_IN,),
-        "log_threshold": (D_SAE,),
-    }
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def modules(w):
-    """As modules name them: weights transposed."""
-    return {
-        "encoder.weight": w["W_enc"].T.contiguous(),
-        "encoder.bias": w["b_enc"],
-        "decoder.weight": w["W_dec"].T.contiguous(),
-        "decoder.bias": w["b_dec"],
-    }
-
-
-def letters(w):
-    return {"W_E": w["W_enc"], "b_E": w["b_enc"], "W_D": w["W_dec"], "b_D": w["b_dec"]}
-
-
-def save_first(folder, tensors, config=HYPER):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "checkpoints" / "final.safetensors")
-    (folder / "hyperparams.json").write_text(json.dumps(config))
-    return folder
-
-
-def save_later(folder, tensors, *, norm=NORM, **changes):
-    folder.mkdir(parents=True, exist_ok=True)
-    norms = {} if norm is None else {NORM_NAME: torch.tensor(norm)}
-    save_file(tensors | norms, folder / "sae_weights.safetensors")
-    (folder / "config.json").write_text(json.dumps(LATER | changes))
-    return folder
-
-
-def threshold_of(w):
-    return {"log_jumprelu_threshold": w["log_threshold"]}
-
-
-def new_threshold_of(w):
-    return {"activation_function.log_jumprelu_threshold": w["log_threshold"]}
 
 
 def reference(w, x, *, threshold, scale=SCALE, norms=None):

@@ -2,38 +2,12 @@ import os
 
 import pytest
 import torch
+from format_samples.openai import D_IN, D_SAE, K, contents, save
 from torch.testing import assert_close
 
 from sae_kit.formats import inspect_sae, load_sae, load_saes
 from sae_kit.sae.relu import ReLUConfig
 from sae_kit.sae.topk import TopKConfig
-
-D_IN, D_SAE, K = 16, 40, 5
-
-
-def contents(activation="TopK", *, seed=0):
-    """What OpenAI's state_dict() holds, with weights in which every tensor matters."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {
-        "pre_bias": (D_IN,),
-        "latent_bias": (D_SAE,),
-        "encoder.weight": (D_SAE, D_IN),
-        "decoder.weight": (D_IN, D_SAE),
-    }
-    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    statistics = {
-        "stats_last_nonzero": torch.zeros(D_SAE, dtype=torch.int64),
-        "latents_activation_frequency": torch.ones(D_SAE),
-        "latents_mean_square": torch.ones(D_SAE),
-    }
-    topk = {"activation_state_dict": {"k": K, "postact_fn": "ReLU"}} if activation == "TopK" else {}
-    return state | statistics | {"activation": activation} | topk
-
-
-def save(folder, held, name="6.pt"):
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(held, folder / name)
-    return folder / name
 
 
 def rows(n=64):

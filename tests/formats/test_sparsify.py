@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from format_samples.sparsify import D_IN, F, theirs
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -25,7 +26,6 @@ TRANSCODERS = [
     for config in (TOPK, GROUPMAX)
     for skip in (True, False)
 ]
-D_IN, F = 4, 12
 
 
 def build(config, d_in=D_IN, d_out=None):
@@ -45,34 +45,6 @@ def rows(n=9, dtype=torch.float32):
 def saved(tmp_path):
     save_sae(build(TOPK), tmp_path / "h.3", metadata=METADATA, format="sparsify")
     return tmp_path / "h.3"
-
-
-# Their files, as their documentation has them: F latents of width D_IN.
-THEIRS = {
-    "activation": "topk",
-    "expansion_factor": 3,
-    "normalize_decoder": True,
-    "num_latents": F,
-    "k": 3,
-    "multi_topk": False,
-    "skip_connection": False,
-    "transcode": False,
-    "d_in": D_IN,
-}
-
-
-def theirs(folder, dtype=torch.float32, **changes):
-    """A file of sparsify's; a value of None removes a key. Returns its tensors."""
-    config = {key: value for key, value in (THEIRS | changes).items() if value is not None}
-    draw = torch.Generator().manual_seed(3)
-    shapes = {"encoder.weight": (F, D_IN), "encoder.bias": (F,), "W_dec": (F, D_IN)}
-    shapes |= {"b_dec": (D_IN,)}
-    shapes |= {"W_skip": (D_IN, D_IN)} if config.get("skip_connection") else {}
-    tensors = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "sae.safetensors")
-    (folder / "cfg.json").write_text(json.dumps(config))
-    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def algebra(w, x, *, k=3, groups=False, centred=True):
