@@ -4,12 +4,14 @@
 
 One request lists a repository. A file comes through the hub's client into its cache when it is
 read, and headers of safetensors files come by themselves, so that `inspect_sae` fetches no weights.
-With the hub out of reach, what is in the cache is the repository.
+With the hub out of reach, what is in the cache is the repository. The hub names large files by their
+SHA-256, and its cache keeps them under that name: what is read has to have it.
 
 Limits: model repositories; a listing is that of the moment when the place was opened.
 """
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import final
 
+from sae_kit.files import describe
 from sae_kit.formats.places import MAX_DEPTH, Header, Known, LocalPlace, Place, damaged, refuse
 from sae_kit.hub import cached_repositories, explained
 
@@ -75,12 +78,17 @@ class Repository:
         return _Listing(info.sha or "", tuple(sorted(filter(_is_visible, names))), False)
 
     def fetch(self, name: str) -> Path:
-        """A file on this disk. Raises as `listing`."""
+        """A file on this disk. Raises as `listing`, and ValueError if it is not what the hub has."""
         from huggingface_hub import hf_hub_download
 
         with self._asking():
             # By the revision's name, not the commit: so the cache remembers what the name meant.
-            return Path(hf_hub_download(self.repo, name, revision=self.revision))
+            path = Path(hf_hub_download(self.repo, name, revision=self.revision))
+        blob = path.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name) and describe(blob)["sha256"] != blob.name:
+            what = "is damaged: its SHA-256 is not the one that the hub has"
+            refuse(f"{PREFIX}{self.repo}/{name}", what, f"delete {blob} and open it again")
+        return path
 
     def cached(self, name: str) -> Path | None:
         """A file on this disk, if it was fetched before."""

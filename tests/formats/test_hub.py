@@ -1,5 +1,6 @@
 """SAEs from the hub, through the real client, from a server on 127.0.0.1."""
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +135,22 @@ def test_names_that_lead_elsewhere_are_refused(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
     with pytest.raises(ValueError, match=r"hf:o/n: has a file named .* not to be trusted"):
         HubPlace(Repository("o/n", None, missing="none")).names()
+
+
+def test_files_have_the_checksum_that_they_are_kept_under(tmp_path, monkeypatch):
+    """As in the client's cache: a link to a file named by what the hub says of it."""
+    blob = tmp_path / hashlib.sha256(b"weights").hexdigest()
+    link = tmp_path / "sae.safetensors"
+    link.symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(link))
+    repository = Repository("o/n", None, missing="none")
+    blob.write_bytes(b"weights")
+    assert repository.fetch("sae.safetensors") == link
+    blob.write_bytes(b"weightt")
+    with pytest.raises(
+        ValueError, match=r"hf:o/n/sae\.safetensors: is damaged: its SHA-256 .* delete"
+    ):
+        repository.fetch("sae.safetensors")
 
 
 @slow
