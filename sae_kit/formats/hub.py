@@ -4,8 +4,8 @@
 
 One request lists a repository. A file comes through the hub's client into its cache when it is
 read, and headers of safetensors files come by themselves, so that `inspect_sae` fetches no weights.
-With the hub out of reach, what is in the cache is the repository. The hub names large files by their
-SHA-256, and its cache keeps them under that name: what is read has to have it.
+With the hub out of reach, what is in the cache is the repository. The hub names large files by
+their SHA-256, and its cache keeps them under that name: what is read has to have it.
 
 Limits: model repositories; a listing is that of the moment when the place was opened.
 """
@@ -78,7 +78,7 @@ class Repository:
         return _Listing(info.sha or "", tuple(sorted(filter(_is_visible, names))), False)
 
     def fetch(self, name: str) -> Path:
-        """A file on this disk. Raises as `listing`, and ValueError if it is not what the hub has."""
+        """A file on this disk. Raises as `listing`, and ValueError if it is not the hub's."""
         from huggingface_hub import hf_hub_download
 
         with self._asking():
