@@ -5,6 +5,7 @@ SAELens runs in an environment of its own (requirements-saelens.txt); the two me
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sae_kit.sae.gated import GatedConfig
 from sae_kit.sae.groupmax import GroupMaxConfig
 from sae_kit.sae.jumprelu import JumpReLUConfig
 from sae_kit.sae.matryoshka import MatryoshkaConfig
+from sae_kit.sae.normalization import NORMALIZATIONS
 from sae_kit.sae.p_anneal import PAnnealConfig
 from sae_kit.sae.relu import ReLUConfig
 from sae_kit.sae.relu_weighted import WeightedReLUConfig
@@ -61,6 +63,7 @@ torch.manual_seed(0)
 sae = TopKSAE(TopKSAEConfig(d_in=24, d_sae=96, k=5, rescale_acts_by_decoder_norm=True))
 for parameter in sae.parameters():
     torch.nn.init.normal_(parameter)
+x = 5 * torch.randn(64, 24)
 rescaled = Path(sys.argv[1]) / "rescaled"
 rescaled.mkdir()
 run(sae, rescaled, x)
@@ -91,6 +94,15 @@ TRANSCODERS = {
     **{f"{config.word}-skip-transcoder": replace(config, skip=True) for config in WITHOUT},
 }
 CONFIGS = AUTOENCODERS | TRANSCODERS
+NORMALISED = {
+    f"{kind}-{name}": (kind, config)
+    for kind in NORMALIZATIONS
+    if kind != "none"
+    for name, config in AUTOENCODERS.items()
+    if config.word in ("relu", "topk")
+}
+REAL = ("L1_x8", "L5_x8")
+FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "saelens_v3"
 REFUSED = [
     *(name for name, config in TRANSCODERS.items() if config.word in ("topk", "gated")),
     *(name for name, config in CONFIGS.items() if config.word == "groupmax"),
@@ -112,6 +124,14 @@ def build(name):
     return sae
 
 
+def build_normalised(name):
+    """As `build`, with rows normalised before they are read."""
+    kind, config = NORMALISED[name]
+    sae = build(next(key for key, value in AUTOENCODERS.items() if value == config))
+    sae.normalization = kind
+    return sae
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> Path:
     """The folder in which SAELens has opened every SAE."""
@@ -121,6 +141,13 @@ def opened(tmp_path_factory) -> Path:
         frequency, metadata = torch.full((D_SAE,), 0.25), {"hook_name": SITE}
         save_sae(build(name), root / name / "ours", metadata=metadata, sparsity=frequency)
         save_file({"x": x}, root / name / "inputs.safetensors")
+    for name in NORMALISED:
+        save_sae(build_normalised(name), root / name / "ours", metadata={"hook_name": SITE})
+        save_file({"x": x + 3}, root / name / "inputs.safetensors")
+    for name in filter(lambda name: (FIXTURES / name).is_dir(), REAL):
+        shutil.copytree(FIXTURES / name, root / name / "ours")
+        wide = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
+        save_file({"x": wide}, root / name / "inputs.safetensors")
     assert PYTHON is not None
     done = subprocess.run(
         [PYTHON, "-c", PEER, str(root)], capture_output=True, text=True, timeout=300, check=False
@@ -145,6 +172,34 @@ def test_saelens_computes_what_we_compute(opened, name):
         assert_close(sae(x), theirs["recon"], atol=1e-5, rtol=1e-5)
     assert (theirs["code"] > 0).any()
     assert (folder / "hook_name.txt").read_text() == SITE
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_saelens_normalises_as_we_do(opened, name):
+    folder = opened / name
+    x = load_file(folder / "inputs.safetensors")["x"]
+    theirs, sae = load_file(folder / "outputs.safetensors"), load_sae(folder / "theirs")
+    assert sae.normalization == NORMALISED[name][0]
+    rounding = 1e-6 * float(theirs["recon"].abs().max())  # single channels may be near 0
+    with torch.no_grad():
+        for one in (build_normalised(name), sae):
+            assert_close(one.encode(x), theirs["code"], atol=1e-5, rtol=1e-5)
+            assert_close(one(x), theirs["recon"], atol=rounding, rtol=1e-5)
+    assert (theirs["code"] > 0).any()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_saes_trained_by_others(opened, name):
+    """Real SAEs of SAELens 3.4.0, as SAELens opens them today."""
+    folder = opened / name
+    if not folder.is_dir():
+        pytest.skip(f"no fixtures at {FIXTURES}")
+    x = load_file(folder / "inputs.safetensors")["x"]
+    theirs, sae = load_file(folder / "outputs.safetensors"), load_sae(folder / "ours")
+    with torch.no_grad():
+        assert_close(sae.encode(x), theirs["code"], atol=1e-5, rtol=1e-5)
+        assert_close(sae(x), theirs["recon"], atol=1e-5, rtol=1e-5)
+    assert (theirs["code"] > 0).any()
 
 
 @pytest.mark.parametrize("name", REFUSED)
