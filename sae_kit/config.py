@@ -220,7 +220,7 @@ def _member(cls: type[Family], values: Mapping[str, Any], where: str) -> type:
     word = values.get(cls.tag, MISSING)
     if word == MISSING:
         raise ValueError(f"{path}: missing; choose one of: {', '.join(members)}")
-    if word not in members:
+    if not isinstance(word, str) or word not in members:
         raise ValueError(f"{path}: {word!r} is unknown{_known(str(word), members)}")
     return members[word]
 
@@ -254,7 +254,7 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
         return value
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     raise _wrong(where, _spell(hint), value)
 

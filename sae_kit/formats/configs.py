@@ -1,12 +1,15 @@
 """What files of other tools say about an SAE, checked: its config, its widths, its settings."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from sae_kit.config import from_node
 from sae_kit.formats.places import Header, refuse
 from sae_kit.sae import SAEConfig
+
+MAX_WHOLE = 1 << 40
+"""More than any width; products of such numbers do not overflow."""
 
 
 def config_of(settings: Mapping[str, Any], where: str) -> SAEConfig:
@@ -42,7 +45,7 @@ def whole_of(contents: Mapping[str, Any], key: str, where: str) -> int:
         ValueError: it holds none.
     """
     value = contents.get(key)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= MAX_WHOLE:
         refuse(where, f"{key} is {value!r:.80}", "it must be a positive whole number")
     return value
 
@@ -55,6 +58,6 @@ def positive_of(contents: Mapping[str, Any], key: str, where: str) -> float:
     """
     value: Any = contents.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not is_number or not 0 < value <= sys.float_info.max:
         refuse(where, f"{key} is {value!r:.80}", "it must be a positive number")
     return float(value)

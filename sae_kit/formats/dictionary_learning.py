@@ -25,7 +25,6 @@ have no config.json of their own, are not found.
 
 import io
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from torch import Tensor
 
 from sae_kit.files import storable, write_atomic
 from sae_kit.formats.base import SAEInfo, WritableFormat
+from sae_kit.formats.configs import positive_of
 from sae_kit.formats.dictionary_learning_config import (
     AUTOENCODER,
     CLASSES,
@@ -70,13 +70,12 @@ class _State:
         was_stopped = isinstance(contents.get("ae"), Mapping)
         state = contents["ae"] if was_stopped else contents
         factor = contents.get("norm_factor") if was_stopped else None
-        factor = 1.0 if factor is None else factor  # inputs were not normalised
-        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
-            refuse(where, f"norm_factor is {factor!r}", "it must be a positive number")
+        if factor is not None:
+            factor = positive_of({"norm_factor": factor}, "norm_factor", where)
         for name, value in state.items():
-            if not isinstance(value, Tensor):
+            if not isinstance(name, str) or not isinstance(value, Tensor):
                 refuse(where, f"{name} is a {type(value).__name__}", "give the state_dict alone")
-        return _State(state, float(factor))
+        return _State(state, 1.0 if factor is None else factor)  # None: inputs as they are
 
 
 @final
@@ -151,7 +150,8 @@ class DictionaryLearningFormat(WritableFormat, name="dictionary_learning"):
         config = read.record.config
         # Whether b_dec is subtracted is the one thing in which file and SAE may differ.
         centred = {"apply_b_dec_to_input": config.apply_b_dec_to_input}
-        plain = Plain({**read.plain_settings(config.d_sae), **centred}, info.d_in, None)
+        d_sae = len(weights["b_enc"])
+        plain = Plain({**read.plain_settings(d_sae), **centred}, info.d_in, None)
         check_trained(config, plain, place.file(CONFIG))
         _move_b_dec(weights, before=read.known.centres, after=config.apply_b_dec_to_input)
         return weights

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from sae_kit.formats.base import Format, SAEInfo
-from sae_kit.formats.configs import config_of, positive_of, whole_of
+from sae_kit.formats.configs import MAX_WHOLE, config_of, positive_of, whole_of
 from sae_kit.formats.places import Header, Place, refuse
 from sae_kit.formats.tensors import check_header, read_safetensors
 from sae_kit.sae.normalization import Normalization
@@ -100,7 +100,8 @@ class _Read:
     def d_sae(self) -> int:
         if "d_sae" in self.contents:
             return whole_of(self.contents, "d_sae", self.where)
-        return int(self.d_in * positive_of(self.contents, "expansion_factor", self.where))
+        factor = positive_of(self.contents, "expansion_factor", self.where)
+        return int(self.d_in * min(factor, MAX_WHOLE))
 
     @property
     def hook_in(self) -> str:

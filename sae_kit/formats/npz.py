@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from sae_kit.formats.places import Place, damaged, refuse
-from sae_kit.formats.zips import Members, fill, open_zip
+from sae_kit.formats.zips import Members, fill, open_zip, parsing
 
 MAX_EXPANSION = 16
 """Bytes that a byte of a compressed archive may unpack to; trained weights have about 1.1."""
@@ -40,9 +40,11 @@ def peek_npz(place: Place, name: str) -> dict[str, Tensor]:
     """
     where = place.file(name)
     with open_zip(place, name, expansion=MAX_EXPANSION, remedy=_NOT_NUMPY) as members:
+        arrays = _arrays(members, where)
+    with parsing(where):  # of no elements, an array may have axes longer than torch's can be
         return {
             key: torch.empty(array.shape, dtype=array.dtype, device="meta")
-            for key, array in _arrays(members, where).items()
+            for key, array in arrays.items()
         }
 
 

@@ -8,9 +8,11 @@ Whatever comes from outside is bounded before it is read: JSON by `MAX_JSON` byt
 safetensors' own limit, tensors by the size of their file (formats/tensors.py).
 """
 
+import contextlib
+import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, final
@@ -22,6 +24,15 @@ MAX_JSON = 1 << 24
 
 MAX_DEPTH = 6
 """Folders below a place that are looked into."""
+
+MAX_FILES = 20_000
+"""Files below a place; the largest repositories of SAEs have some thousand."""
+
+MAX_NESTED = 64
+"""Objects and lists inside each other in such a file; whoever walks over them comes to an end."""
+
+MAX_MESSAGE = 600
+"""Characters of what is said against a file, which may quote it."""
 
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
 """Type (safetensors' word, F32 and so on) and shape of each tensor, by name."""
@@ -117,6 +128,8 @@ class Place(ABC):
             )
         if not isinstance(contents, dict):
             refuse(self.file(name), f"is not a {language} object", "give the file that was saved")
+        if _is_deep(contents):
+            refuse(self.file(name), f"is over {MAX_NESTED} levels deep", "a config has few")
         return contents
 
 
@@ -137,7 +150,13 @@ class LocalPlace(Place):
         """See Place.names."""
         if self._path.is_file():
             return (self._path.name,)
-        return tuple(sorted(_below(self._path, "", MAX_DEPTH)))
+        if not self._path.is_dir():  # a device, say
+            return ()
+        names = sorted(itertools.islice(_below(self._path, "", MAX_DEPTH), MAX_FILES + 1))
+        if len(names) > MAX_FILES:
+            what = f"has over {MAX_FILES:,} files below it"
+            refuse(self.where, what, "give a folder that is nearer to the SAEs")
+        return tuple(names)
 
     def at(self, name: str) -> "LocalPlace":
         """See Place.at."""
@@ -170,21 +189,37 @@ class LocalPlace(Place):
         return Known()
 
 
-def _below(folder: Path, prefix: str, depth: int) -> list[str]:
-    """Names of the files below a folder, without hidden ones; links are followed."""
-    found = []
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_file():
-            found.append(prefix + entry.name)
-        elif entry.is_dir() and depth > 1:
-            found += _below(entry, f"{prefix}{entry.name}/", depth - 1)
-    return found
+def _is_deep(value: Any) -> bool:
+    """Whether values are nested beyond the limit."""
+    level = [value]
+    for _ in range(MAX_NESTED):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
+
+
+def _below(folder: Path, prefix: str, depth: int) -> Iterator[str]:
+    """Names of the files below a folder, without hidden ones. Links of files are followed, as the
+    hub's cache is made of them; those of folders, which may lead anywhere, are not.
+    """
+    with contextlib.suppress(OSError):  # what may not be looked at cannot be opened either
+        for entry in folder.iterdir():
+            if entry.name.startswith("."):
+                continue
+            if entry.is_file():
+                yield prefix + entry.name
+            elif entry.is_dir() and not entry.is_symlink() and depth > 1:
+                yield from _below(entry, f"{prefix}{entry.name}/", depth - 1)
 
 
 def refuse(where: str | Path, what: str, remedy: str) -> NoReturn:
     """Raise ValueError for a file that cannot be opened."""
+    if len(what) > MAX_MESSAGE:
+        what = f"{what[:MAX_MESSAGE]}..."
     raise ValueError(f"{where}: {what}; {remedy}") from None
 
 

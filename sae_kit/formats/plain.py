@@ -118,7 +118,12 @@ def check_trained(config: SAEConfig, plain: Plain, where: str, key: str = RECORD
         where: the file, for messages.
         key: of the record, for messages.
     """
-    # A width of 1 will do, since no width is among the settings.
-    ours = Plain.of(config.build(1, plain.d_out and 1, generator=None))
+    if config.d_sae != plain.settings["d_sae"]:  # before anything of that size is built
+        refuse(where, f"{key} makes d_sae {config.d_sae} of {plain.settings}", "undo the edit")
+    try:
+        # A width of 1 will do, since no other width is among the settings.
+        ours = Plain.of(config.build(1, plain.d_out and 1, generator=None))
+    except ValueError as error:
+        raise ValueError(f"{where}: {key}: {error}") from error
     if plain.settings != ours.settings:
         refuse(where, f"{key} makes {ours.settings} of {plain.settings}", "undo the edit")

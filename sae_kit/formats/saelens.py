@@ -22,7 +22,6 @@ package alone), as autoencoders or transcoders; half-precision weights are widen
 """
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from sae_kit.files import save_tensors, write_atomic
 from sae_kit.formats.base import SAEInfo, WritableFormat
+from sae_kit.formats.configs import positive_of
 from sae_kit.formats.places import Place, refuse
 from sae_kit.formats.plain import RECORD, Plain, check_trained
 from sae_kit.formats.saelens_config import (
@@ -216,12 +216,10 @@ def _expected(read: _Config) -> dict[str, tuple[int, ...]]:
 
 
 def _scale(place: Place) -> float | None:
-    scale = place.json(SCALER).get("scaling_factor")
-    if scale is not None and not (
-        isinstance(scale, int | float) and math.isfinite(scale) and scale > 0
-    ):
-        refuse(place.file(SCALER), f"scaling_factor is {scale!r}", "it must be a positive number")
-    return None if scale is None else float(scale)
+    given = place.json(SCALER)
+    if given.get("scaling_factor") is None:
+        return None
+    return positive_of(given, "scaling_factor", place.file(SCALER))
 
 
 def _check_scaling_factor(factor: Tensor | None, where: str) -> None:

@@ -322,10 +322,19 @@ def test_a_wrong_class_is_named(other, tmp_path):
         load_sae(tmp_path)
 
 
-@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), "2", torch.tensor(2.0)])
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), 10**400, "2", torch.tensor(2.0)])
 def test_impossible_norm_factor_is_named(factor, tmp_path):
     theirs(tmp_path, "AutoEncoder", norm_factor=factor)
     with pytest.raises(ValueError, match=r"ae\.pt: norm_factor is .* positive number"):
+        inspect_sae(tmp_path)
+
+
+def test_names_of_a_stopped_run_are_texts(tmp_path):
+    theirs(tmp_path, "AutoEncoder", norm_factor=2.0)
+    contents = torch.load(tmp_path / "ae.pt", weights_only=True)
+    contents["ae"][7] = torch.ones(2)
+    torch.save(contents, tmp_path / "ae.pt")
+    with pytest.raises(ValueError, match=r"ae\.pt: 7 is a Tensor; give the state_dict alone"):
         inspect_sae(tmp_path)
 
 

@@ -197,6 +197,8 @@ def test_folders_of_a_repository(tmp_path):
         ({}, {"act_fn": "batchtopk"}, "act_fn is 'batchtopk'; only jumprelu"),
         ({}, {"act_fn": "topk", "top_k": 3}, "unknown tensors"),
         ({}, {"expansion_factor": "8"}, "expansion_factor is '8'"),
+        ({}, {"expansion_factor": 1e308}, "W_D has shape|W_E has shape|b_E has shape"),
+        ({}, {"d_model": 10**400}, "d_model is 1000"),
         ({}, {"apply_decoder_bias_to_pre_encoder": 1}, "apply_b_dec_to_input: expected"),
         ({}, {"hook_point_out": "blocks.7.hook_mlp_out"}, "has no dataset_average"),
     ],

@@ -73,7 +73,7 @@ def test_types_without_a_tensor_are_refused(dtype, tmp_path):
     refused(LocalPlace(tmp_path), "'x' is an array of type")
 
 
-@pytest.mark.parametrize("shape", ["(1099511627776,)", "(4,)", "(2,)", "(-3,)"])
+@pytest.mark.parametrize("shape", ["(1099511627776,)", "(4,)", "(2,)", "(-3,)", f"(0, {1 << 63})"])
 def test_sizes_that_do_not_fit_are_refused(shape, tmp_path):
     contents = raw(np.zeros(3, dtype=np.float32))
     padded = contents.replace(b"(3,), }", f"{shape}, }}".encode())

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sae_kit.formats import places
-from sae_kit.formats.places import LocalPlace
+from sae_kit.formats.places import LocalPlace, refuse
 
 
 @pytest.fixture
@@ -45,8 +46,35 @@ def test_folders_that_lead_in_a_circle_end(place, tmp_path):
     assert max(name.count("/") for name in place.names()) < places.MAX_DEPTH
 
 
-def test_json_is_an_object(place):
+def test_links_of_files_are_followed_and_those_of_folders_are_not(place, tmp_path):
+    """The hub's cache is made of the former; the latter may lead anywhere."""
+    (tmp_path / "to_file").symlink_to("cfg.json")
+    (tmp_path / "to_root").symlink_to("/")
+    (tmp_path / "to_nothing").symlink_to("nowhere")
+    assert place.names() == ("a/b/w.safetensors", "cfg.json", "to_file")
+
+
+def test_folders_of_too_many_files_are_refused(place, monkeypatch):
+    monkeypatch.setattr(places, "MAX_FILES", 2)
+    assert len(place.names()) == 2
+    monkeypatch.setattr(places, "MAX_FILES", 1)
+    with pytest.raises(ValueError, match=r"has over 1 files below it; give a folder that is near"):
+        place.names()
+
+
+def test_what_is_neither_file_nor_folder_is_empty():
+    assert LocalPlace(Path("/dev/null")).names() == ()
+
+
+def test_messages_quote_only_so_much_of_a_file():
+    with pytest.raises(ValueError, match=r"^x: a{600}\.\.\.; give another$"):
+        refuse("x", "a" * 10_000, "give another")
+
+
+def test_json_is_an_object(place, tmp_path):
     assert place.json("cfg.json") == {"d_in": 4}
+    (tmp_path / "cfg.json").write_text('{"a": ' * 63 + "1" + "}" * 63)
+    assert place.json("cfg.json").keys() == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +84,8 @@ def test_json_is_an_object(place):
         ("[1]", "is not a JSON object"),
         ("\x00", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
+        ('{"a": ' * 65 + "1" + "}" * 65, "is over 64 levels deep"),
+        ('{"a": ' + "[" * 400 + "]" * 400 + "}", "is over 64 levels deep"),
         (json.dumps({"a": "b" * (1 << 24)}), "has 16,777,2.. bytes"),
     ],
 )

@@ -71,3 +71,17 @@ def test_what_was_trained_has_to_compute_what_the_file_says(word):
         other = Plain({**plain.settings, **change}, 4, None)
         with pytest.raises(ValueError, match=r"cfg\.json: key makes .* of .*; undo the edit"):
             check_trained(config, other, HERE, "key")
+
+
+def test_a_recorded_size_is_compared_before_anything_of_it_is_built():
+    huge = TopKConfig(d_sae=1 << 60, k=3)
+    plain = Plain.of(build(TopKConfig(d_sae=8, k=3)))
+    with pytest.raises(ValueError, match=r"cfg\.json: key makes d_sae 1152921504606846976 of"):
+        check_trained(huge, plain, HERE, "key")
+
+
+def test_a_recorded_config_that_fits_no_autoencoder_is_named():
+    skips = TopKConfig(d_sae=8, k=3, skip=True)
+    plain = Plain.of(build(TopKConfig(d_sae=8, k=3)))
+    with pytest.raises(ValueError, match=r"cfg\.json: key: skip: true"):
+        check_trained(skips, plain, HERE, "key")

@@ -178,6 +178,22 @@ def test_transcoders_have_two_widths(config, tmp_path):
         load_sae(tmp_path)
 
 
+def test_metadata_that_the_layout_has_a_use_for_comes_back(tmp_path):
+    """The version of the layout that a file came with, and a hook_name that is no text."""
+    metadata = {"sae_lens_version": "3.4.0", "hook_name": ["a", 3]}
+    save_sae(build(CONFIGS[1]), tmp_path, metadata=metadata)
+    assert load_sae(tmp_path).metadata == metadata
+    assert inspect_sae(tmp_path).site is None
+
+
+def test_normalised_transcoders_are_refused(tmp_path):
+    sae = build(TRANSCODERS[1], d_out=5)
+    sae.normalization = "layer_norm"
+    with pytest.raises(ValueError, match="SAELens cannot express the transcoder 'relu' with 'laye"):
+        save_sae(sae, tmp_path / "x", metadata={})
+    assert not (tmp_path / "x").exists()
+
+
 def test_saving_without_sparsity_removes_that_of_the_sae_replaced(tmp_path):
     sae = build(CONFIGS[1])
     save_sae(sae, tmp_path, metadata={}, sparsity=torch.zeros(7))
