@@ -65,13 +65,6 @@ class Active:
             return linear(activations, W_dec.T)
         return ragged.decode(activations, self.pairs, W_dec)
 
-    def row_sums(self, activations: Tensor) -> Float[Tensor, " rows"]:
-        """The sum over the latents of each row, in the shape of `values`; differentiable."""
-        if self.pairs is None:
-            return activations.sum(-1)
-        zeros = activations.new_zeros(self.pairs.n_rows)
-        return zeros.index_add(0, self.pairs.rows, activations)
-
     def code(self, activations: Tensor) -> Float[Tensor, "rows d_sae"] | SparseCode:
         """The activations as a code."""
         return activations if self.pairs is None else ragged.as_code(activations, self.pairs)

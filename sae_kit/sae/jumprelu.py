@@ -4,17 +4,17 @@
     code = z * [z > threshold]
     loss = mean over rows of |recon - target|^2  +  l0_coefficient * d_out * (L0 / target_l0 - 1)^2
 
-with L0 the number of active latents of the row. The step has no derivative in the threshold t; both
-the code and L0 get a straight-through one, with K the rectangle of height 1 on (-1/2, 1/2):
+The step has no derivative in the threshold t; both the code and L0 (the mean number of active
+latents) get a straight-through one, with K the rectangle of height 1 on (-1/2, 1/2):
 
     d code / d t = -(t / bandwidth) K((z - t) / bandwidth)
     d [z > t] / d t = -(1 / bandwidth) K((z - t) / bandwidth)
 
 Source: Rajamanoharan et al. 2024, "Jumping ahead" (2407.14435), section 3 and equations 9 to 12;
-the loss around a target is that of its appendix on targeting an L0, row by row as there and in
-SAELens (dictionary_learning takes the batch's mean first, which ends above the target). The
-bandwidth is in units of a code, whose input has a mean norm of sqrt(d_in), as in Anthropic's update
-of January 2025, which found 2 to work; here 1 does better (docs/training.md).
+the loss around a target is that of its appendix on targeting an L0, as SAELens and
+dictionary_learning have it too. The bandwidth is in units of a code, whose input has a mean norm of
+sqrt(d_in), as in Anthropic's update of January 2025, which found 2 to work; here 1 does better
+(docs/training.md).
 
 Defaults by measurement (docs/training.md).
 
@@ -61,7 +61,7 @@ class JumpReLUConfig(SAEConfig, arch="jumprelu"):
             raise ValueError(f"bandwidth: {self.bandwidth} is no width; give more than 0")
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
     ) -> "JumpReLUSAE":
         """See SAEConfig.build."""
         return JumpReLUSAE(self, d_in, d_out, generator=generator)
@@ -76,12 +76,7 @@ class JumpReLUSAE(SAE):
     threshold: nn.Parameter  # [d_sae]
 
     def __init__(
-        self,
-        config: JumpReLUConfig,
-        d_in: int,
-        d_out: int | None,
-        *,
-        generator: torch.Generator | None,
+        self, config: JumpReLUConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
     ) -> None:
         super().__init__(config, d_in, d_out, generator=generator)
         self._scale_encoder(generator, k=min(config.d_sae, max(1, round(config.target_l0))))
@@ -106,7 +101,7 @@ class JumpReLUSAE(SAE):
         own = found.per_latent(self.threshold)
         code, is_active = _Jump.apply(found.values, own, width)
         recon = self._skipped(x, found.decode(code, self.W_dec) + self.b_dec)
-        return TrainOutput(recon, found.code(code), {"l0": found.row_sums(is_active)})
+        return TrainOutput(recon, found.code(code), {"l0": is_active.sum() / len(x)})
 
     def losses(
         self,
@@ -118,7 +113,7 @@ class JumpReLUSAE(SAE):
         dead: Bool[Tensor, " d_sae"],
     ) -> Losses:
         """Squared error, penalty `l0`, and `aux` while there are dead latents. See SAE.losses."""
-        missed = (out.kept["l0"] / self.config.target_l0 - 1).square().sum() / max(len(x), 1)
+        missed = (out.kept["l0"] / self.config.target_l0 - 1).square()
         return Losses(
             ops.squared_error(out.recon, target),
             {

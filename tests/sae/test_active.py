@@ -5,7 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from sae_kit.sae import SparseCode, active
-from sae_kit.sae.ragged import Pairs
 
 
 def draw(*shape, seed=0):
@@ -81,14 +80,3 @@ def test_the_start_level_lets_one_in_thirty_two_through():
     level = active.start_level(x, encoder, bias)
     share = (x @ encoder.T + bias >= level).double().mean()
     assert share == pytest.approx(1 / 32, rel=1e-3)
-
-
-def test_sums_over_a_rows_latents_are_the_same_in_both_forms():
-    pre = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).relu()
-    mask = pre > 0
-    listed = active.Active(pre[mask].requires_grad_(), Pairs.of(mask))
-    sums = listed.row_sums(listed.values)
-    assert_close(sums, active.Active(pre, None).row_sums(pre))
-    weights = torch.arange(6.0)
-    (grad,) = torch.autograd.grad(weights @ sums, listed.values)
-    assert torch.equal(grad, weights[Pairs.of(mask).rows])
