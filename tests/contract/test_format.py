@@ -213,7 +213,7 @@ def test_missing_files_are_named(place):
         path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+@pytest.mark.parametrize("share", [0.0, 0.6])
 def test_empty_and_truncated_files_are_named(share, place):
     for path in files_of(place):
         if path.name == "sparsity.safetensors":  # nobody reads it
@@ -332,7 +332,7 @@ def build(arch, given):
 
 @pytest.mark.parametrize("arch", SAEConfig.variants())
 @pytest.mark.parametrize("format", WRITABLE)
-@settings(max_examples=8, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@settings(max_examples=5, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(given=options(), metadata=METADATA)
 def test_every_sae_comes_back_or_is_refused(format, arch, given, metadata):
     sae = build(arch, given)
