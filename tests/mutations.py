@@ -297,9 +297,9 @@ def odd_tensor(random: Random, value: object) -> object:
         calls = (COMMAND, Call(bytearray, 1 << 40), Call(torch.empty, 1 << 40), Call(eval, "1"))
         others = ({1: torch.ones(2)}, torch.ones(2), (1, (2,)), b"x", {3})
         return random.choice((odd_value(random), *calls, *others))
-    if max(value.shape, default=0) > 1 << 20:  # has been here before
-        return value
     types = (torch.float64, torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn)
+    if value.is_sparse or value.dtype in types[3:] or max(value.shape, default=0) > 1 << 20:
+        return value  # it has been here before
     return random.choice(
         (
             lambda: value.new_ones(1).expand(1 << 40),

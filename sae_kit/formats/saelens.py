@@ -51,6 +51,9 @@ from sae_kit.sae import SAE
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 SCALER = "activation_scaler.json"  # of checkpoints
 
+FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
+"""Tensors [d_sae] of the older layout: each multiplies what a latent writes."""
+
 # Our names of tensors that the file names otherwise, by plain architecture.
 RENAMED = {"gated": {"b_enc": "b_gate"}}
 
@@ -131,7 +134,7 @@ class SAELensFormat(WritableFormat, name="saelens"):
             tensors,
             _expected(read),
             place.file(WEIGHTS),
-            optional={"scaling_factor": (d_sae,)},  # of the older layout; see below
+            optional=dict.fromkeys(FINETUNED, (d_sae,)),
             because=widths,
         )
         return SAEInfo(
@@ -144,7 +147,10 @@ class SAELensFormat(WritableFormat, name="saelens"):
             needs_input_scale=read.needs_scale,
             site=self.site(place),
             metadata=metadata,
-            conversions=read.conversions(),
+            conversions=(
+                *read.conversions(),
+                *(f"{name} multiplied into the decoder" for name in FINETUNED if name in tensors),
+            ),
             tensors=tensors,
         )
 
@@ -155,7 +161,8 @@ class SAELensFormat(WritableFormat, name="saelens"):
         stored = {name: names.get(name, name) for name in info.tensors}
         weights = read_safetensors(place, WEIGHTS, stored)
         where = place.file(WEIGHTS)
-        _check_scaling_factor(weights.pop("scaling_factor", None), where)
+        for name in weights.keys() & FINETUNED:
+            weights["W_dec"] = weights["W_dec"] * weights.pop(name)[:, None]
         if read.counted:
             # Double only while it is a running mean.
             line = weights.pop("topk_threshold").to(weights["W_dec"].dtype)
@@ -220,15 +227,6 @@ def _scale(place: Place) -> float | None:
     if given.get("scaling_factor") is None:
         return None
     return positive_of(given, "scaling_factor", place.file(SCALER))
-
-
-def _check_scaling_factor(factor: Tensor | None, where: str) -> None:
-    if factor is not None and not (factor == 1).all():
-        refuse(
-            where,
-            "scaling_factor is not all ones",
-            "fold it into W_dec and remove it from the file",
-        )
 
 
 def _fold_scale(weights: dict[str, Tensor], scale: float, *, line: bool) -> None:

@@ -61,7 +61,7 @@ class JumpReLUConfig(SAEConfig, arch="jumprelu"):
             raise ValueError(f"bandwidth: {self.bandwidth} is no width; give more than 0")
 
     def build(
-        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator
+        self, d_in: int, d_out: int | None = None, *, generator: torch.Generator | None
     ) -> "JumpReLUSAE":
         """See SAEConfig.build."""
         return JumpReLUSAE(self, d_in, d_out, generator=generator)
@@ -76,7 +76,12 @@ class JumpReLUSAE(SAE):
     threshold: nn.Parameter  # [d_sae]
 
     def __init__(
-        self, config: JumpReLUConfig, d_in: int, d_out: int | None, *, generator: torch.Generator
+        self,
+        config: JumpReLUConfig,
+        d_in: int,
+        d_out: int | None,
+        *,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__(config, d_in, d_out, generator=generator)
         self._scale_encoder(generator, k=min(config.d_sae, max(1, round(config.target_l0))))

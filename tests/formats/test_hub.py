@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from format_samples import SAMPLES
 from hub_server import Hub, commit_of
 from safetensors.torch import save_file
 
@@ -32,10 +33,9 @@ import sae_kit
 ours = logging.StreamHandler(sys.stdout)
 ours.setFormatter(logging.Formatter("log: %(message)s"))
 logging.getLogger("sae_kit").addHandler(ours)
-x = torch.linspace(-1, 1, 6)
 
 def told(sae):
-    return [sae.metadata, sae(x).double().tolist()]
+    return [sae.metadata, sae(torch.linspace(-1, 1, sae.d_in)).double().tolist()]
 
 for function, *args, options in json.loads({asked!r}):
     try:
@@ -71,7 +71,7 @@ def make(seed: int, *, d_sae: int = D_SAE) -> SAE:
 
 
 def outputs(sae: SAE) -> list[float]:
-    return sae(torch.linspace(-1, 1, D_IN)).double().tolist()
+    return sae(torch.linspace(-1, 1, sae.d_in)).double().tolist()
 
 
 @pytest.fixture
@@ -341,6 +341,23 @@ def write_hook_z(file: Path) -> None:
     )
     config = {"act_size": D_IN, "dict_size": 12, "act_name": "blocks.1.attn.hook_z"}
     file.with_name(file.stem + "_cfg.json").write_text(json.dumps(config))
+
+
+@slow
+def test_every_sample_opens_from_the_hub_as_it_does_here(hub, tmp_path):
+    repo = hub.folder / "models" / "someone" / "samples"
+    folders = [repo / str(i) for i in range(len(SAMPLES))]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    here = [sample.write(folder) for sample, folder in zip(SAMPLES, folders, strict=True)]
+    models = hub.folder / "models"
+    asked = [["load_sae", f"hf:{place.relative_to(models).as_posix()}"] for place in here]
+    for sample, place, answer in zip(SAMPLES, here, ask(hub, tmp_path, *asked), strict=True):
+        sae = formats.load_sae(place)
+        metadata, out = answer
+        assert out == outputs(sae), sample
+        assert metadata.pop("source")["repo"] == "someone/samples"
+        assert metadata == sae.metadata, sample
 
 
 @slow

@@ -282,7 +282,7 @@ def test_config_that_is_no_json_object(text, saved):
         ({"b_enc": None}, r"missing tensors \['b_enc'\], unknown tensors \[\]"),
         ({"threshold": torch.zeros(7)}, r"unknown tensors \['threshold'\]"),
         ({"b_dec": torch.zeros(4, dtype=torch.int32)}, "b_dec has type I32"),
-        ({"scaling_factor": torch.full((7,), 2.0)}, "scaling_factor is not all ones"),
+        ({"scaling_factor": torch.ones(4)}, r"scaling_factor has shape \(4,\)"),
     ],
 )
 def test_wrong_tensors_are_named(tensors, message, saved):
@@ -291,9 +291,16 @@ def test_wrong_tensors_are_named(tensors, message, saved):
         load_sae(saved)
 
 
-def test_scaling_factor_of_ones_means_nothing(saved):
-    edit_weights(saved, scaling_factor=torch.ones(7))
-    assert load_sae(saved).config == CONFIGS[1]
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_latents_scaled_after_training_write_as_much(name, saved):
+    """Codes stay what they are; what each latent writes is multiplied."""
+    before, factor = load_sae(saved), torch.arange(1.0, 8.0)
+    edit_weights(saved, **{name: factor})
+    after, x = load_sae(saved), torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(after.encode(x), before.encode(x))
+    assert_close(after(x), (before.encode(x) * factor) @ before.W_dec + before.b_dec)
+    assert after.metadata["conversions"] == [f"{name} multiplied into the decoder"]
+    assert inspect_sae(saved).conversions == (f"{name} multiplied into the decoder",)
 
 
 @pytest.mark.parametrize(
