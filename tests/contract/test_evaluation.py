@@ -131,7 +131,9 @@ def test_the_order_of_the_latents_does_not_matter(evaluation, subject, result):
             }
         )
     permuted = evaluation.run(dataclasses.replace(subject, saes=saes))
-    assert numbers(permuted) == pytest.approx(numbers(result), rel=1e-5, abs=1e-6)
+    # Sums in another order round otherwise, and quotients of small differences (the share of the
+    # loss that an untrained SAE recovers) show it ten times as large.
+    assert numbers(permuted) == pytest.approx(numbers(result), rel=1e-4, abs=1e-6)
 
 
 def test_the_subject_is_left_as_it_was(evaluation, subject):
