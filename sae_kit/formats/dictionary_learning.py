@@ -44,7 +44,7 @@ from sae_kit.formats.dictionary_learning_config import (
     contents_for,
 )
 from sae_kit.formats.pickles import peek_pt, read_pt
-from sae_kit.formats.places import Place, refuse
+from sae_kit.formats.places import Place, folders_with, refuse
 from sae_kit.formats.plain import Plain, check_trained
 from sae_kit.formats.tensors import FLOATS, check_header, header_of
 from sae_kit.sae import SAE
@@ -84,12 +84,7 @@ class DictionaryLearningFormat(WritableFormat, name="dictionary_learning"):
 
     def find(self, names: Collection[str]) -> list[str]:
         """Folders that hold weights of this name."""
-        return sorted(
-            folder.rstrip("/")
-            for name in names
-            for folder, _, file in [name.rpartition("/")]
-            if file == WEIGHTS
-        )
+        return folders_with(WEIGHTS, names)
 
     def recognises(self, place: Place) -> bool:
         """Names tell."""

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, final
@@ -214,6 +214,12 @@ def _below(folder: Path, prefix: str, depth: int) -> Iterator[str]:
                 yield prefix + entry.name
             elif entry.is_dir() and not entry.is_symlink() and depth > 1:
                 yield from _below(entry, f"{prefix}{entry.name}/", depth - 1)
+
+
+def folders_with(file: str, names: Iterable[str]) -> list[str]:
+    """The folders that hold a file of this name; "" is the place that the names are relative to."""
+    parts = (name.rpartition("/") for name in names)
+    return sorted(folder for folder, _, own in parts if own == file)
 
 
 def refuse(where: str | Path, what: str, remedy: str) -> NoReturn:

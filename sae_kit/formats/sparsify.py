@@ -37,7 +37,7 @@ from torch import Tensor
 from sae_kit.config import from_node
 from sae_kit.files import save_tensors, write_atomic
 from sae_kit.formats.base import SAEInfo, WritableFormat
-from sae_kit.formats.places import Place, refuse
+from sae_kit.formats.places import Place, folders_with, refuse
 from sae_kit.formats.plain import RECORD, Plain, Record, check_trained
 from sae_kit.formats.sites import site_of_module
 from sae_kit.formats.tensors import check_header, read_safetensors
@@ -141,12 +141,7 @@ class SparsifyFormat(WritableFormat, name="sparsify"):
 
     def find(self, names: Collection[str]) -> list[str]:
         """Folders that hold weights of this name."""
-        return sorted(
-            folder.rstrip("/")
-            for name in names
-            for folder, _, file in [name.rpartition("/")]
-            if file == WEIGHTS
-        )
+        return folders_with(WEIGHTS, names)
 
     def recognises(self, place: Place) -> bool:
         """Names tell."""
