@@ -30,6 +30,17 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @final
+@dataclass(frozen=True)
+class Past:
+    """What a block's attention sees of the positions before: see `Prefix`."""
+
+    keys: Tensor
+    """`[batch key head d_head]`, as the values."""
+    values: Tensor
+    is_forked: bool
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
     """The sizes of a GPT-2; the defaults are GPT-2 small's."""
@@ -104,7 +115,7 @@ class Attention(nn.Module):
         self.b_O = nn.Parameter(torch.zeros(d))
         self.name = name
 
-    def forward(self, x: Tensor, tape: Tape, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+    def forward(self, x: Tensor, tape: Tape, past: Past | None) -> tuple[Tensor, KeysValues]:
         """The output for `x [batch pos d_model]`, and keys and values `[batch key head d_head]`."""
         qkv = linear(x, self.W_qkv.T, self.b_qkv)
         split = "batch pos (three head d_head) -> three batch pos head d_head"
@@ -112,9 +123,13 @@ class Attention(nn.Module):
         q = tape(f"{self.name}.hook_q", q)  # [batch pos head d_head]
         k = tape(f"{self.name}.hook_k", k)  # [batch pos head d_head]
         v = tape(f"{self.name}.hook_v", v)  # [batch pos head d_head]
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        z = tape(f"{self.name}.hook_z", self._mix(q, k, v, tape))  # [batch pos head d_head]
+        if past is not None and past.is_forked:
+            mixed = self._mix_forked(q, k, v, past, tape)
+        else:
+            if past is not None:
+                k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
+            mixed = self._mix(q, k, v, tape)
+        z = tape(f"{self.name}.hook_z", mixed)  # [batch pos head d_head]
         if tape.wants(f"{self.name}.hook_result"):
             W_O = rearrange(self.W_O, "(head d_head) d -> head d_head d", head=self.n_head)
             result = einsum(z, W_O, "batch pos head d_head, head d_head d -> batch pos head d")
@@ -140,6 +155,17 @@ class Attention(nn.Module):
             pattern = tape(site, scores.softmax(-1))  # [batch head pos key]
             z = einsum(pattern, v, "batch head pos key, batch head key d -> batch head pos d")
         return rearrange(z, "batch head pos d -> batch pos head d")
+
+    def _mix_forked(self, q: Tensor, k: Tensor, v: Tensor, past: Past, tape: Tape) -> Tensor:
+        """Values mixed where every position sees the past and itself; itself is the last key."""
+        to_past = einsum(q, past.keys, "batch pos head d, batch key head d -> batch head pos key")
+        to_self = einsum(q, k, "batch pos head d, batch pos head d -> batch head pos")
+        scores = torch.cat([to_past, to_self[..., None]], -1) / math.sqrt(self.d_head)
+        pattern = tape(f"{self.name}.hook_pattern", scores.softmax(-1))  # [batch head pos key]
+        own = rearrange(pattern[..., -1:], "batch head pos one -> batch pos head one")
+        pattern = pattern[..., :-1]
+        z = einsum(pattern, past.values, "batch head pos key, batch key head d -> batch pos head d")
+        return z + own * v
 
 
 @final
@@ -173,7 +199,7 @@ class Block(nn.Module):
         self.ln2 = LayerNorm(f"{self.name}.ln2", config.d_model, config.eps)
         self.mlp = MLP(f"{self.name}.mlp", config)
 
-    def attend(self, x: Tensor, tape: Tape, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+    def attend(self, x: Tensor, tape: Tape, past: Past | None) -> tuple[Tensor, KeysValues]:
         """From resid_pre to the stream after attention."""
         out, kept = self.attn(self.ln1(x, tape), tape, past)
         return x + tape(f"{self.name}.hook_attn_out", out), kept  # [batch pos d_model]
@@ -263,12 +289,14 @@ class GPT2(nn.Module):
             edit: functions applied at sites; each gets the activation and returns what replaces it.
             start: a residual-stream site and the activation there; everything before it is skipped.
             stop: a site after which nothing is computed; the logits are then None.
-            prefix: keys and values of earlier positions; the positions run come after them.
+            prefix: keys and values of earlier positions; the positions run come after them. Behind
+                a forked one they are alternatives for the next position (`Prefix.forked`).
             keep_prefix: whether to return keys and values of all positions, for a later `prefix`.
 
         Raises:
             ValueError: an unknown site, one the run cannot reach, too many positions, a prefix of
-                other contexts or blocks, or both or neither of `tokens` and `start`.
+                other contexts or blocks, alternatives to be kept as a prefix, or both or neither of
+                `tokens` and `start`.
         """
         edit = edit or {}
         if (tokens is None) == (start is None):
@@ -279,20 +307,27 @@ class GPT2(nn.Module):
         assert entered is not None
         n_rows, n_pos = entered.shape[:2]
         n_before = prefix.n_pos if prefix is not None else 0
+        is_forked = prefix is not None and prefix.is_forked
         if prefix is not None and prefix.n_rows != n_rows:
             raise ValueError(
                 f"prefix: holds {prefix.n_rows} contexts, but {n_rows} are being run; choose or "
                 "repeat them with prefix.rows"
             )
-        if n_before + n_pos > self.config.n_ctx:
+        if is_forked and keep_prefix:
             raise ValueError(
-                f"tokens: {n_before + n_pos} positions, but the model's context holds {self.n_ctx}"
+                "keep_prefix: what runs behind a forked prefix are alternatives for one position, "
+                "which are no prefix together; run the one to keep behind the prefix itself"
+            )
+        if (length := n_before + (1 if is_forked else n_pos)) > self.config.n_ctx:
+            raise ValueError(
+                f"tokens: {length} positions, but the model's context holds {self.n_ctx}"
             )
         tape = Tape(capture, edit, stop)
         kept: dict[int, KeysValues] = {}
         logits = None
         try:
-            x = self._embed(entered, tape, n_before) if start is None else entered
+            places = slice(n_before, length)
+            x = self._embed(entered, tape, places) if start is None else entered
             for i, site in enumerate(self._stream[first:], first):
                 x = tape(site, x)  # [batch pos d_model]
                 layer, part = divmod(i, 3)
@@ -309,9 +344,9 @@ class GPT2(nn.Module):
             pass
         return Run(logits, tape.acts, Prefix(kept) if keep_prefix else None)
 
-    def _embed(self, tokens: Tensor, tape: Tape, n_before: int) -> Tensor:
+    def _embed(self, tokens: Tensor, tape: Tape, places: slice) -> Tensor:
         embed = tape("hook_embed", self.W_E[tokens])  # [batch pos d_model]
-        pos = self.W_pos[n_before : n_before + tokens.shape[1]].expand_as(embed)
+        pos = self.W_pos[places].expand_as(embed)
         return embed + tape("hook_pos_embed", pos)  # [batch pos d_model]
 
     def _entry(self, site: Site, x: Tensor) -> int:
@@ -348,7 +383,7 @@ class GPT2(nn.Module):
                 end = self._order[stop]
 
 
-def past(prefix: Prefix | None, layer: int) -> KeysValues | None:
+def past(prefix: Prefix | None, layer: int) -> Past | None:
     """The kept keys and values of a block, or None where nothing came before."""
     if prefix is None:
         return None
@@ -356,7 +391,7 @@ def past(prefix: Prefix | None, layer: int) -> KeysValues | None:
         raise ValueError(
             f"prefix: keys and values of block {layer} are missing; keep them from a run through it"
         )
-    return prefix.layers[layer]
+    return Past(*prefix.layers[layer], prefix.is_forked)
 
 
 def causal_mask(n_pos: int, n_key: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ has to be removed afterwards and two runs never see each other's edits.
 import fnmatch
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,6 +35,8 @@ class Prefix:
     """
 
     layers: Mapping[int, tuple[Tensor, Tensor]]
+    is_forked: bool = False
+    """See `forked`."""
 
     @property
     def n_pos(self) -> int:
@@ -54,8 +56,16 @@ class Prefix:
         """The prefix with its batch rows chosen (and repeated) by `index`, an integer tensor."""
         return self._map(lambda t: t.index_select(0, index))
 
+    def forked(self) -> "Prefix":
+        """This prefix, behind which the positions of a run are alternatives for the next one.
+
+        Each of them sees the prefix and itself, none sees another. A thousand versions of a
+        prompt's last position then share its keys and values, which `rows` would copy for each.
+        """
+        return replace(self, is_forked=True)
+
     def _map(self, f: Callable[[Tensor], Tensor]) -> "Prefix":
-        return Prefix({i: (f(k), f(v)) for i, (k, v) in self.layers.items()})
+        return replace(self, layers={i: (f(k), f(v)) for i, (k, v) in self.layers.items()})
 
 
 @dataclass(frozen=True)

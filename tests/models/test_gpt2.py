@@ -172,6 +172,44 @@ def test_a_perturbed_last_position_costs_one_position_and_the_later_blocks(model
         close(cheap[i], model.run(tokens[1:], edit={site: add}).logits[0, -1])
 
 
+@pytest.mark.parametrize("n_before", [1, 6, N_POS - 1])
+@pytest.mark.parametrize("site", STREAM)
+def test_positions_behind_a_forked_prefix_are_run_as_if_each_were_alone(
+    model, whole, site, n_before
+):
+    prefix = whole.prefix.first(n_before)
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
+    later = [name for name in model.sites() if model.sites()[name][0] == "batch"]
+    later = later[later.index(site) :]
+    together = model.run(start=(site, x), prefix=prefix.forked(), capture=later)
+    for i in range(5):
+        alone = model.run(start=(site, x[:, i : i + 1]), prefix=prefix, capture=later)
+        close(together.logits[:, i : i + 1], alone.logits)
+        for name in later:
+            axis = model.sites()[name].index("pos")
+            close(together.acts[name].narrow(axis, i, 1), alone.acts[name])
+    # Without the pattern's site, as experiments run it.
+    close(model.run(start=(site, x), prefix=prefix.forked()).logits, together.logits)
+
+
+def test_tokens_behind_a_forked_prefix_stand_at_the_same_position(model, tokens, whole):
+    prefix = whole.prefix.first(N_POS - 1)
+    others = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    together = model.run(others, prefix=prefix.forked()).logits
+    for i in range(5):
+        changed = torch.cat([tokens[:, :-1], others[:, i : i + 1]], 1)
+        close(together[:, i], model.run(changed).logits[:, -1])
+
+
+def test_alternatives_need_room_for_one_position_and_are_kept_as_no_prefix(model, whole):
+    x = torch.zeros(2, 40, 32)  # more than the context holds
+    site = "blocks.0.hook_resid_pre"
+    forked = whole.prefix.forked()
+    assert model.run(start=(site, x), prefix=forked).logits.shape == (2, 40, 300)
+    with pytest.raises(ValueError, match="are alternatives for one position"):
+        model.run(start=(site, x), prefix=forked, keep_prefix=True)
+
+
 def test_a_prefix_kept_from_a_later_start_serves_runs_from_there(model, whole):
     site = "blocks.2.hook_resid_pre"
     kept = model.run(start=(site, whole.acts[site]), keep_prefix=True).prefix
