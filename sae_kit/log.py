@@ -175,7 +175,7 @@ def _json_number(value: int | float) -> int | float | None:
 
 @final
 class Progress:
-    """A progress bar of tokens on standard error: share done, recent tokens/s, time left, metrics.
+    """A progress bar on standard error: share done, recent tokens/s, time left, metrics.
 
     On a terminal it is redrawn in place; elsewhere (a log file, a pipe) it prints a line every
     10 s and one at the end.
@@ -183,6 +183,7 @@ class Progress:
     Args:
         total: tokens of the whole run.
         done: tokens done before this start (a resumed run).
+        unit: what is counted, if not tokens.
         clock: seconds, monotonic; replaced in tests.
     """
 
@@ -194,9 +195,10 @@ class Progress:
         total: int,
         *,
         done: int = 0,
+        unit: str = "tokens",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total, self.done = total, done
+        self.total, self.done, self.unit = total, done, unit
         self._stream = sys.stderr
         self._clock = clock
         self._marks = deque([(clock(), done)])  # (time, tokens done then), oldest first
@@ -204,19 +206,19 @@ class Progress:
         self._postfix = ""
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
-            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tokens{postfix}"
+            form = f"{{percentage:3.0f}}%|{{bar}}| {{n_fmt}}/{{total_fmt}} {unit}{{postfix}}"
             self._bar = tqdm(
                 total=total, initial=done, file=self._stream, unit_scale=True, bar_format=form
             )
 
     @property
     def rate(self) -> float:
-        """Tokens per second over the last 30 s; 0 before the first update."""
+        """Tokens (or what is counted) per second over the last 30 s; 0 before the first update."""
         (start, before), (end, after) = self._marks[0], self._marks[-1]
         return (after - before) / (end - start) if end > start else 0.0
 
     def update(self, n: int, **postfix: int | float) -> None:
-        """Count `n` more tokens and show the metrics `postfix` beside them (FVU=0.08, L0=16)."""
+        """Count `n` more and show the metrics `postfix` beside them (FVU=0.08, L0=16)."""
         now = self._clock()
         self.done += n
         self._marks.append((now, self.done))
@@ -240,11 +242,11 @@ class Progress:
 
     def _print_line(self) -> None:
         share = 100 * self.done / self.total if self.total else 100.0
-        state = f"{share:.0f}% {self.done:,}/{self.total:,} tokens"
+        state = f"{share:.0f}% {self.done:,}/{self.total:,} {self.unit}"
         print(f"{state}, {self._speed()}{self._postfix}", file=self._stream, flush=True)
 
     def _speed(self) -> str:
         if self.rate == 0:
             return "ETA ?"
         left = max(self.total - self.done, 0) / self.rate
-        return f"{self.rate:,.0f} tokens/s, ETA {tqdm.format_interval(left)}"
+        return f"{self.rate:,.0f} {self.unit}/s, ETA {tqdm.format_interval(left)}"

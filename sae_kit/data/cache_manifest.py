@@ -164,7 +164,7 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.safetensors"
 
 
-def weights_hash(model: Hookable) -> str:
+def weights_hash(model: Hookable | nn.Module) -> str:
     """SHA-256 of a model's weights: names, types, shapes and values, wherever they lie."""
     assert isinstance(model, nn.Module), "a model without weights cannot be told from another"
     digest = hashlib.sha256()

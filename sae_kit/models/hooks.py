@@ -61,8 +61,17 @@ class Prefix:
 
         Each of them sees the prefix and itself, none sees another. A thousand versions of a
         prompt's last position then share its keys and values, which `rows` would copy for each.
+        They are copied once here, into the order in which attention reads them.
         """
-        return replace(self, is_forked=True)
+
+        def by_head(t: Tensor) -> Tensor:
+            return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+        return replace(self._map(by_head), is_forked=True)
+
+    def since(self, layer: int) -> "Prefix":
+        """The prefix of blocks `layer` and up only."""
+        return replace(self, layers={i: pair for i, pair in self.layers.items() if i >= layer})
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> "Prefix":
         return replace(self, layers={i: (f(k), f(v)) for i, (k, v) in self.layers.items()})

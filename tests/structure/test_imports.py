@@ -43,7 +43,9 @@ SHARED = {
     "sae": {
         path.stem for path in (ROOT / "sae").glob("*.py") if ', arch="' not in path.read_text()
     },
-    "evals": {"base", "perturbation", "circuit"},
+    "evals": {
+        path.stem for path in (ROOT / "evals").glob("*.py") if ', name="' not in path.read_text()
+    },
 }
 
 MODULES = sorted(
