@@ -1,8 +1,8 @@
 """Random draws that belong to a prompt, whatever it is worked off together with.
 
-Every draw comes from a generator of its own, derived from (seed, what is drawn, prompt). So a prompt
-gets the same directions in any group, in any order and on any device, and adding a sampler changes
-no other's draws.
+Every draw comes from a generator of its own, derived from (seed, what is drawn, prompt). So a
+prompt gets the same directions in any group, in any order and on any device, and adding a sampler
+changes no other one.
 """
 
 import hashlib

@@ -62,6 +62,7 @@ FILES = sorted(
     if path.parent.name not in NOT_CONFIG
 )
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EVAL_EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment" / "eval").glob("*.yaml"))
 
 
 def read(file: str) -> dict[str, Any]:
@@ -170,6 +171,14 @@ def test_experiment_is_a_config_of_known_keys(experiment):
     """Overrides only: a key that the plain config lacks would be an unknown field."""
     config = from_node(TrainSAEs, compose("train", f"experiment={experiment}"))
     assert config != from_node(TrainSAEs, compose("train"))
+
+
+@pytest.mark.parametrize("experiment", EVAL_EXPERIMENTS)
+def test_evaluation_experiment_is_a_config_of_known_keys(experiment):
+    """Of the evaluation that its name begins with, with other settings than the demo's."""
+    config = from_node(Evaluate, compose("eval", f"experiment=eval/{experiment}"))
+    assert experiment.startswith(config.eval.word)
+    assert config.eval != type(config.eval)()
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] == "sae"])
