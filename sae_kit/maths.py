@@ -28,6 +28,11 @@ def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> Flo
     return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
 
 
+def all_finite(x: Float[Tensor, "..."]) -> bool:
+    """Whether there is no NaN and no infinity. Unlike x.isfinite(), it needs no memory for it."""
+    return x.numel() == 0 or bool(torch.stack(x.aminmax()).isfinite().all())
+
+
 def cosine_rows(x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
     """Cosine similarity of each row of `x` with the same row of `y`; 0 where a row is zero."""
     return F.cosine_similarity(x, y, dim=-1)

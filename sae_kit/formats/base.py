@@ -26,6 +26,7 @@ from sae_kit.formats.pickles import peek_pt
 from sae_kit.formats.places import Header, Place, refuse
 from sae_kit.formats.sites import layer_of, site_order
 from sae_kit.formats.sources import open_source
+from sae_kit.maths import all_finite
 from sae_kit.sae import SAE, SAEConfig
 from sae_kit.sae.normalization import Normalization
 
@@ -175,7 +176,7 @@ def save_sae(
         what = "can be read but not written" if format in known else "is unknown"
         raise ValueError(f"format: {format!r} {what}; choose one of {', '.join(writable)}")
     for name, tensor in sae.weights().items():
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise ValueError(f"{name}: holds NaN or infinity; save an earlier checkpoint")
     if sparsity is not None and (
         sparsity.shape != (sae.d_sae,) or not ((sparsity >= 0) & (sparsity <= 1)).all()
@@ -351,7 +352,7 @@ def _open(
     _check_scale(info, input_scale)
     weights = known.weights(place, info)
     for name, tensor in weights.items():
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        if not all_finite(tensor):
             refuse(place.where, f"{name} holds NaN or infinity", "train or save it again")
     sae = info.config.build(info.d_in, info.d_out, generator=None)
     if torch.float64 in {tensor.dtype for tensor in weights.values()}:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_kit.maths import all_finite
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 
 KEYS = {
@@ -114,7 +115,7 @@ def write_model(model: GPT2, folder: Path, *, eot_id: int, dtype: torch.dtype) -
         for name, p in model.named_parameters()
     }
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise ValueError(f"dtype: {key} has values that are not finite in {dtype}; use float32")
     name = str(dtype).removeprefix("torch.")
     config = {

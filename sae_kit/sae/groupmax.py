@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_kit.sae import ops
-from sae_kit.sae.base import SAE, Inference, Losses, Moment, SAEConfig, TrainOutput
+from sae_kit.sae.base import Inference, SAEConfig
 from sae_kit.sae.code import SparseCode
+from sae_kit.sae.row_top import RowTopSAE
 
 
 @final
@@ -51,7 +52,7 @@ class GroupMaxConfig(SAEConfig, arch="groupmax"):
 
 
 @final
-class GroupMaxSAE(SAE):
+class GroupMaxSAE(RowTopSAE):
     """See the module's docstring."""
 
     config: GroupMaxConfig
@@ -75,23 +76,6 @@ class GroupMaxSAE(SAE):
             self._centred(x), self.encoder_rows, self.b_enc, self.config.k
         )
         return SparseCode(values.relu(), indices, self.d_sae)
-
-    def forward_train(self, x: Float[Tensor, "rows d_in"], at: Moment) -> TrainOutput:
-        """See SAE.forward_train."""
-        code = self.encode_rows(x)
-        return TrainOutput(self.reconstruct(x, code), code)
-
-    def losses(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        target: Float[Tensor, "rows d_out"],
-        out: TrainOutput,
-        *,
-        at: Moment,
-        dead: Bool[Tensor, " d_sae"],
-    ) -> Losses:
-        """Squared error, and `aux` while there are dead latents. See SAE.losses."""
-        return Losses(ops.squared_error(out.recon, target), self._aux(x, target, out, dead))
 
     def inference(self) -> Inference:
         """See SAE.inference."""

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_kit.sae import ops
-from sae_kit.sae.base import SAE, Inference, Losses, Moment, SAEConfig, TrainOutput
+from sae_kit.sae.base import Inference, SAEConfig
 from sae_kit.sae.code import SparseCode
+from sae_kit.sae.row_top import RowTopSAE
 
 
 @final
@@ -46,7 +47,7 @@ class TopKConfig(SAEConfig, arch="topk"):
 
 
 @final
-class TopKSAE(SAE):
+class TopKSAE(RowTopSAE):
     """See the module's docstring."""
 
     config: TopKConfig
@@ -67,24 +68,11 @@ class TopKSAE(SAE):
         )
         return SparseCode(values.relu(), indices, self.d_sae)
 
-    def forward_train(self, x: Float[Tensor, "rows d_in"], at: Moment) -> TrainOutput:
-        """See SAE.forward_train."""
+    def training_code(self, x: Float[Tensor, "rows d_in"]) -> SparseCode:
+        """See RowTopSAE.training_code: in bfloat16 first, where that is asked for."""
         top = ops.screened_top_pre_activations if self.screened else ops.top_pre_activations
         values, indices = top(self._centred(x), self.encoder_rows, self.b_enc, self.config.k)
-        code = SparseCode(values.relu(), indices, self.d_sae)
-        return TrainOutput(self.reconstruct(x, code), code)
-
-    def losses(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        target: Float[Tensor, "rows d_out"],
-        out: TrainOutput,
-        *,
-        at: Moment,
-        dead: Bool[Tensor, " d_sae"],
-    ) -> Losses:
-        """Squared error, and `aux` while there are dead latents. See SAE.losses."""
-        return Losses(ops.squared_error(out.recon, target), self._aux(x, target, out, dead))
+        return SparseCode(values.relu(), indices, self.d_sae)
 
     def inference(self) -> Inference:
         """See SAE.inference."""

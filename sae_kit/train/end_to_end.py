@@ -99,8 +99,8 @@ class SplicedObjective(Objective, ABC):
             if self._local(at):
                 yield local_part(one, batch, at, dead[one.reads])
             else:
-                spliced = self.spliced(one, batch)
-                yield spliced.part(at, dead[one.reads], balanced=self.local_share > 0)
+                weigh = as_much_as_local if self.local_share > 0 else as_it_stands
+                yield self.spliced(one, batch).part(at, dead[one.reads], weigh)
 
 
 @final
@@ -168,6 +168,20 @@ class DownstreamObjective(SplicedObjective, name="e2e_downstream"):
         return Spliced(one, batch, weights, sites)
 
 
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""What multiplies the spliced run's loss, from that loss and the batch's local error."""
+
+
+def as_it_stands(loss: Float[Tensor, ""], local: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """1: for runs that are end-to-end from the start."""
+    return torch.ones_like(loss)
+
+
+def as_much_as_local(loss: Float[Tensor, ""], local: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What makes the loss equal to the local error, as a constant."""
+    return (local / loss.clamp_min(torch.finfo(loss.dtype).tiny)).detach()
+
+
 def _check_positive(objective: Objective, *names: str) -> None:
     for name in names:
         if not getattr(objective, name) > 0:
@@ -185,21 +199,17 @@ class Spliced:
         self.one, self.batch, self.weights, self.sites = one, batch, weights, sites
         self.n_rows = sum(run.n_rows for run in batch.runs)
 
-    def part(self, at: Moment, dead: Bool[Tensor, " d_sae"], *, balanced: bool) -> Part:
-        """The whole loss, and what it consists of.
-
-        `balanced`: what is asked of the spliced run is multiplied to be as much as the local error.
-        """
+    def part(self, at: Moment, dead: Bool[Tensor, " d_sae"], weigh: Weigh) -> Part:
+        """The whole loss, and what it consists of."""
         one, batch = self.one, self.batch
         x, target = batch.acts[one.reads], batch.acts[one.writes]
         out = one.sae.forward_train(x, at)
         local = one.sae.losses(x, target, out, at=at, dead=dead)
         weights = torch.tensor(list(self.weights.values()), dtype=x.dtype, device=x.device)
         loss, terms = _RunByRun.apply(out.recon, batch.runs, self.terms, weights)
-        if balanced:
-            factor = (local.mse / loss.clamp_min(torch.finfo(loss.dtype).tiny)).detach()
-            loss, weights = factor * loss, factor * weights
-        total = torch.stack([loss, *local.penalties.values()]).sum()
+        factor = weigh(loss, local.mse)
+        weights = factor * weights
+        total = torch.stack([factor * loss, *local.penalties.values()]).sum()
         named = {**dict(zip(self.weights, weights * terms, strict=True)), **local.penalties}
         site = SiteOutput(
             x,

@@ -10,6 +10,7 @@ from sae_kit.maths import (
     Predictions,
     StreamingFVU,
     StreamingMoments,
+    all_finite,
     bootstrap_interval,
     cosine_rows,
     cross_entropy_rows,
@@ -23,6 +24,14 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 # --- FVU and cosine -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([1.0, -2.0], True), ([], True), ([1.0, math.nan], False), ([-math.inf, 0.0], False)],
+)
+def test_one_value_that_is_not_finite_is_found(values, finite):
+    assert all_finite(torch.tensor(values)) is finite
 
 
 def test_fvu_by_hand() -> None:
