@@ -1,5 +1,6 @@
 """Small random models and tokenizers that many tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from hub_server import Hub
 
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.tokenizer import Tokenizer, train_bpe
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The tests share the cores: several threads each would wait for one another.
+    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
+    torch.set_num_threads(1)
 
 SMALL = GPT2Config(n_layer=3, n_head=4, d_model=32, d_mlp=80, n_ctx=16, n_vocab=300)
 

@@ -117,6 +117,7 @@ def test_the_batch_is_left_as_it_was(objective, saes, batch):
     assert all(torch.equal(*pair) for pair in zip(everything(), before, strict=True))
 
 
+@pytest.mark.slow
 def test_steps_along_the_gradient_lower_the_loss(objective, saes, batch):
     def loss():
         return float(sum(part.total.detach() for part in parts(objective, saes, batch)))

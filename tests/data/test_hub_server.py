@@ -102,6 +102,7 @@ def packed(documents: list[str], tokenizer, n: int) -> list[list[int]]:
     return [[tokenizer.eot_id, *ids[15 * i : 15 * (i + 1)]] for i in range(n)]
 
 
+@pytest.mark.slow
 def test_streamed_sets_are_packed_and_resumed_in_mid_stream(read, documents, tiny_tokenizer):
     n_tokens = sum(len(tiny_tokenizer.encode(text)) + 1 for text in documents[HELD_OUT:])
     n_first = n_tokens // 15 - 20
@@ -115,6 +116,7 @@ def test_streamed_sets_are_packed_and_resumed_in_mid_stream(read, documents, tin
         assert b == expected[n_first:]
 
 
+@pytest.mark.slow
 def test_splits_are_apart_and_ranks_share_the_documents_out(read, documents, tiny_tokenizer):
     held = {"split": "heldout", "n": 5}
     *heldout, even, odd = read(
@@ -126,6 +128,7 @@ def test_splits_are_apart_and_ranks_share_the_documents_out(read, documents, tin
     assert odd == packed(documents[HELD_OUT + 1 :: 2], tiny_tokenizer, 20)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_named(read):
     missing, column, split = read(
         {"config": {"repo": "sae-kit/none"}},
@@ -139,6 +142,7 @@ def test_what_cannot_be_had_is_named(read):
     assert "trian" in split
 
 
+@pytest.mark.slow
 def test_without_a_network_what_works_is_said(read):
     (said,) = read({"config": SETS["texts"]}, offline=True)
     assert "cannot read the data set sae-kit/texts from the hub" in said

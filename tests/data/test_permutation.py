@@ -46,6 +46,7 @@ def test_the_questions_are_left_as_they_are():
     assert torch.equal(places, torch.arange(10))
 
 
+@pytest.mark.slow
 def test_every_place_is_equally_likely():
     n, n_orders = 20, 4000
     orders = torch.stack([order(n, seed, 5) for seed in range(n_orders)])
@@ -53,6 +54,7 @@ def test_every_place_is_equally_likely():
     assert abs(chi_square(cells)) < 4
 
 
+@pytest.mark.slow
 def test_every_pair_of_neighbours_is_equally_likely():
     n, n_orders = 10, 4000
     orders = torch.stack([order(n, 11, seed) for seed in range(n_orders)])

@@ -1,5 +1,6 @@
 """Activations that are computed in all processes and used in one."""
 
+import pytest
 import torch
 from ranks import in_ranks
 from torch import Tensor
@@ -56,6 +57,7 @@ def read(here: World):
     return dict(one.acts), one.n_contexts, source.widths, source.scales, source.sample("c", 2)
 
 
+@pytest.mark.slow
 def test_the_owner_gets_every_process_s_rows():
     for rank, (acts, n_contexts, widths, scales, sample) in enumerate(in_ranks(read)):
         assert list(acts) == NEEDED[rank]

@@ -14,6 +14,7 @@ from mutations import mutate
 SCRIPT = Path(fuzz_formats.__file__)
 
 
+@pytest.mark.slow
 def test_mutants_open_or_are_refused():
     """Ten thousand are for the script by hand; these are other ones."""
     command = [sys.executable, SCRIPT, "--mutants", "400", "--seed", "1"]
@@ -63,6 +64,7 @@ def test_slow_readers_are_stopped(tmp_path, monkeypatch):
     assert "TooSlowError" in outcome
 
 
+@pytest.mark.slow
 def test_large_allocations_fail():
     code = (
         "import fuzz_formats, pathlib, torch; fuzz_formats.limit_memory(); "

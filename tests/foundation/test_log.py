@@ -121,6 +121,7 @@ def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         WandbConfig().build(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_to_the_run_folder_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     # In a process of its own: wandb starts threads and a service, and has warnings of its own.

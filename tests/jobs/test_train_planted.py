@@ -44,6 +44,7 @@ def run(composed, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_finds_the_features(run):
     """An untrained SAE of this size has an mcc of about 0.5."""
     (row,) = Result.load(run / "evaluation").rows

@@ -95,6 +95,7 @@ SAE_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAE_CASES)
 def test_settings_that_do_not_fit(tiny, tmp_path, case):
     changed, said = SAE_CASES[case]
@@ -244,6 +245,7 @@ def test_resume_with_an_edited_config_shows_the_difference(tiny, done, tmp_path)
     assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_resume_with_other_text_is_refused(tiny, tmp_path):
     folder, text = tmp_path / "run", tmp_path / "text.txt"
     text.write_text(tiny.text.read_text())

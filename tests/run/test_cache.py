@@ -46,6 +46,7 @@ def reference(tiny, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_between_flushes(tiny, reference, tmp_path):
     draw, folder = random.Random(0), tmp_path / "cache"
     arguments, in_the_middle, start = cache(tiny, folder), 0, RECORD_FLUSHES + NOTE_FLUSHES
@@ -59,6 +60,7 @@ def test_killed_between_flushes(tiny, reference, tmp_path):
     assert lasting(folder) == lasting(reference)
 
 
+@pytest.mark.slow
 def test_killed_while_writing(tiny, reference, tmp_path):
     folder, n_killed = tmp_path / "cache", 0
     arguments = cache(tiny, folder)
@@ -73,6 +75,7 @@ def test_killed_while_writing(tiny, reference, tmp_path):
     assert lasting(folder) == lasting(reference)
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_goes_on_in_the_cache(tiny, reference, tmp_path):
     arguments = tiny.saes(
         activations="cached",
@@ -96,6 +99,7 @@ def test_a_killed_trainer_goes_on_in_the_cache(tiny, reference, tmp_path):
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_ends_a_run_before_it_starts(tiny, tmp_path):
     folder = tmp_path / "cache"
     assert tiny.run(*cache(tiny, folder)).status == 0

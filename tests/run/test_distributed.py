@@ -26,6 +26,7 @@ def arguments_of(tiny, mode: str, folder: Path, **changed: object) -> list[str]:
     return [*tiny.saes(trainer__parallel=mode, **changed), f"hydra.run.dir={folder}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["data", "sites"])
 def test_killed_and_continued(tiny, tmp_path, mode):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -51,6 +52,7 @@ def test_killed_and_continued(tiny, tmp_path, mode):
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["data", "sites"])
 def test_continued_by_one(tiny, tmp_path, mode):
     folder = tmp_path / "run"

@@ -24,6 +24,7 @@ def model(tiny, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_runs_one_step(tiny, model, tmp_path, experiment):
     folder = tmp_path / "run"

@@ -61,6 +61,7 @@ def finish(tiny, folder: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(task, tiny, reference, tmp_path):
     draw, folder = random.Random(0), tmp_path / "run"
     arguments, n_killed, longest = [*task(), f"hydra.run.dir={folder}"], 0, 0.3
@@ -83,6 +84,7 @@ def test_killed_at_random_moments(task, tiny, reference, tmp_path):
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 def test_killed_during_saves(task, tiny, reference, tmp_path):
     """Between two flushes to the disk, at every kind of place, again and again."""
     draw, folder = random.Random(1), tmp_path / "run"
@@ -152,6 +154,7 @@ def test_a_finished_run_resumed_stays_as_it_is(task, tiny, reference, tmp_path):
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 def test_the_command_itself(tiny, tmp_path):
     """A plain `python train.py`, killed half way, and continued by another."""
     reference = tmp_path / "reference"
@@ -189,6 +192,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     assert "Infinity" not in (folder / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_site_alone_is_that_site_among_all(tiny, tmp_path):
     weights = {}
     for sites in ("blocks.*.hook_resid_*", "blocks.1.hook_resid_pre"):

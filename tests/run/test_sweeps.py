@@ -16,6 +16,7 @@ def settings(folder):
     return OmegaConf.load(folder / "config.yaml")
 
 
+@pytest.mark.slow
 def test_joblib_runs_every_combination(tiny, tmp_path):
     arguments = [*tiny.saes(sae__k="2,4"), "trainer.seed=0,1", f"hydra.sweep.dir={tmp_path}"]
     run = tiny.run("-m", "sweep=joblib", *arguments, "trainer.checkpoint_every=100")
@@ -25,6 +26,7 @@ def test_joblib_runs_every_combination(tiny, tmp_path):
     assert all((tmp_path / number / "saes").is_dir() for number in "0123")
 
 
+@pytest.mark.slow
 def test_a_search_minimises_the_mean_fvu(tiny, tmp_path):
     arguments = [*tiny.saes(trainer__lr=None), f"hydra.sweep.dir={tmp_path}"]
     run = tiny.run("-m", "sweep=optuna", *arguments, "hydra.sweeper.n_trials=3", env=QUIET)

@@ -63,6 +63,7 @@ def test_the_penalty_by_hand():
     assert_close(losses(sae, x, x).terms["l0"], expected)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_target_from_either_side():
     features = torch.nn.functional.normalize(draw(48, 32, dtype=torch.float32))
     chosen = torch.rand(2048, 48, generator=torch.Generator().manual_seed(1)).topk(4).indices

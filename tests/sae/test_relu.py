@@ -74,6 +74,7 @@ def planted(n_rows, d_in, n_features, n_active, *, seed):
     return x * d_in**0.5 / x.norm(dim=-1).mean(), features
 
 
+@pytest.mark.slow
 def test_default_coefficient_recovers_planted_features():
     x, features = planted(2048, 32, 48, 3, seed=0)
     config = ReLUConfig(d_sae=64, l1_warmup=1 / 6)

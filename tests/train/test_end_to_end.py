@@ -151,6 +151,7 @@ def test_gradients_are_zero_off_what_the_model_reads():
     assert off.abs().max() < 1e-5 * sae.W_skip.grad.abs().max()
 
 
+@pytest.mark.slow
 def test_training_end_to_end_leaves_the_rest_of_the_activation_alone():
     """KL goes to 0 and the error stays; training on the activation itself does the opposite."""
     site = LINEAR.names[0]
@@ -402,6 +403,7 @@ def test_a_site_alone_is_that_site_among_all(objective):
         assert torch.equal(tensor, alone.saes[sites[1]].weights()[name]), name
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_never_stopped(tmp_path):
     objective = DOWNSTREAM
     whole = make(objective)
@@ -441,6 +443,7 @@ def test_what_is_logged():
     assert metrics["n_contexts"] == 2
 
 
+@pytest.mark.slow
 def test_training_lowers_the_kl():
     config = replace(CONFIG, n_tokens=32 * 150, n_warmup_steps=5)
     trainer = make(FROM_THE_START, SITES[:1], config)

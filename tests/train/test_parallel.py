@@ -157,6 +157,7 @@ def test_sites_spread_over_processes_are_trained_as_in_one(word):
         assert part[1][-1]["FVU"] == pytest.approx(alone[1][-1]["FVU"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["data", "sites"])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (3, 2)])
 def test_a_checkpoint_of_some_processes_is_continued_by_others(tmp_path, mode, before, after):
