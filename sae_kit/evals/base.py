@@ -41,16 +41,45 @@ MAX_LOGITS = 1 << 24
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One of the sets of SAEs that an evaluation holds against one another."""
+
+    label: str
+    """Tells it from the others in tables and figures."""
+    saes: Mapping[Site, SAE]
+    """By the site they read."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is evaluated: a language model, SAEs in it, and on what text."""
+    """What is evaluated: a language model, SAEs in it, and on what text.
+
+    Raises:
+        ValueError: SAEs beside ones that are compared, or two compared sets of one label.
+    """
 
     language_model: LanguageModel
     saes: Mapping[Site, SAE]
     """By the site they read; may be empty for evaluations of the model alone."""
+    compared: tuple[Compared, ...] = ()
+    """Several sets in the place of `saes`, for evaluations that compare (`Evaluation.compares`)."""
     tokens: TokensConfig
     """The text; evaluations read its held-out split."""
     seed: int = 0
     """Draws everything an evaluation draws: the order of the text, prompts, resamples."""
+
+    def __post_init__(self) -> None:
+        if self.saes and self.compared:
+            raise ValueError("compared: there are saes as well; give one or the other")
+        labels = [one.label for one in self.compared]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"compared: {labels} are not all different; give each set its label")
+
+    @property
+    def sets(self) -> tuple[Compared, ...]:
+        """The sets of SAEs that are compared, or the one there is, whose label is empty."""
+        return self.compared or (Compared(label="", saes=self.saes),)
 
     @property
     def model(self) -> GPT2:
@@ -67,10 +96,7 @@ class Subject:
         """The site that each SAE's output stands for, by the site it reads; they differ for
         transcoders.
         """
-        return {
-            site: str(sae.metadata.get("hook_name_out", "")) if sae.is_transcoder else site
-            for site, sae in self.saes.items()
-        }
+        return {site: _written(site, sae) for site, sae in self.saes.items()}
 
     def check_saes(self) -> None:
         """Refuse a subject without SAEs, or with one that does not fit its sites; warn about one
@@ -79,27 +105,32 @@ class Subject:
         Raises:
             ValueError: no SAEs, a site that the model lacks, or an SAE of another width.
         """
-        if not self.saes:
+        for one in self.sets:
+            if not one.saes:
+                of_it = f" in {one.label}" if one.label else ""
+                raise ValueError(
+                    f"saes: none given{of_it}, and this evaluation is about SAEs; give run or saes"
+                )
+            check_sites(one.saes, self.model.sites(), "saes")
+            for site, sae in one.saes.items():
+                self._check_sae(site, sae)
+
+    def _check_sae(self, site: Site, sae: SAE) -> None:
+        """See check_saes."""
+        check_fit(sae, self.language_model, site=site)
+        expected = Expectations.of(sae.metadata)
+        warn_of(site, expected.unmet_by_text(self.tokens.context_size, self.tokens.prepend_bos))
+        if not (writes := _written(site, sae)):
             raise ValueError(
-                "saes: none given, and this evaluation is about SAEs; give run or saes"
+                f"saes: the transcoder at {site!r} does not say which site it writes; set "
+                "hook_name_out in its metadata"
             )
-        known, writes = self.model.sites(), self.writes
-        check_sites(self.saes, known, "saes")
-        for site, sae in self.saes.items():
-            check_fit(sae, self.language_model, site=site)
-            expected = Expectations.of(sae.metadata)
-            warn_of(site, expected.unmet_by_text(self.tokens.context_size, self.tokens.prepend_bos))
-            if not writes[site]:
-                raise ValueError(
-                    f"saes: the transcoder at {site!r} does not say which site it writes; set "
-                    "hook_name_out in its metadata"
-                )
-            check_sites([writes[site]], known, "saes (hook_name_out)")
-            if sae.d_out != (width := self.model.width(writes[site])):
-                raise ValueError(
-                    f"saes: the one at {site!r} has d_out {sae.d_out}, but {writes[site]!r} is "
-                    f"{width} wide; give the model and the sites that it was trained on"
-                )
+        check_sites([writes], self.model.sites(), "saes (hook_name_out)")
+        if sae.d_out != (width := self.model.width(writes)):
+            raise ValueError(
+                f"saes: the one at {site!r} has d_out {sae.d_out}, but {writes!r} is {width} "
+                "wide; give the model and the sites that it was trained on"
+            )
 
     def contexts(
         self, n_tokens: int, tokens: TokensConfig | None = None
@@ -132,14 +163,13 @@ class Subject:
     def description(self) -> dict[str, Any]:
         """What it is, as JSON values."""
         lm = self.language_model
+        compared = {one.label: _described(one.saes) for one in self.compared}
         return {
             "model": lm.name,
             "revision": lm.revision,
             "centre_writing_weights": lm.centred,
-            "saes": {
-                site: {**config.to_dict(sae.config), "d_in": sae.d_in}
-                for site, sae in self.saes.items()
-            },
+            "saes": _described(self.saes),
+            **({"compared": compared} if compared else {}),
             "tokens": config.to_dict(self.tokens),
             "seed": self.seed,
         }
@@ -181,12 +211,19 @@ class PlantedSubject:
         """What it is, as JSON values."""
         return {
             "planted": config.to_dict(self.planted),
-            "saes": {
-                site: {**config.to_dict(sae.config), "d_in": sae.d_in}
-                for site, sae in self.saes.items()
-            },
+            "saes": _described(self.saes),
             "seed": self.seed,
         }
+
+
+def _written(site: Site, sae: SAE) -> Site:
+    """The site that an SAE's output stands for; empty if a transcoder does not say."""
+    return str(sae.metadata.get("hook_name_out", "")) if sae.is_transcoder else site
+
+
+def _described(saes: Mapping[Site, SAE]) -> dict[str, Any]:
+    """SAEs as JSON values."""
+    return {site: {**config.to_dict(sae.config), "d_in": sae.d_in} for site, sae in saes.items()}
 
 
 class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
@@ -194,6 +231,8 @@ class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
 
     subject_type: ClassVar[type] = Subject
     """What `run` takes: a Subject, or a PlantedSubject for what needs no language model."""
+    compares: ClassVar[bool] = False
+    """Whether it can hold several sets of SAEs against one another (`Subject.compared`)."""
 
     @abstractmethod
     def run(self, subject: Any) -> Result:

@@ -75,7 +75,7 @@ class Kept:
             "evaluation": config.to_dict(evaluation),
             "subject": subject.description(),
             "weights": weights_hash(subject.model),
-            "saes": [weights_hash(sae) for sae in subject.saes.values()],
+            "saes": [weights_hash(sae) for one in subject.sets for sae in one.saes.values()],
             "versions": provenance["versions"],
             "git": provenance["git"],
         }

@@ -1,18 +1,19 @@
 """What eval.py runs: an evaluation of a training run, of any saved SAEs, or of a model alone."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, final
 
 from omegaconf import DictConfig
 
-from sae_kit.config import from_node
+from sae_kit.config import differences, from_node
 from sae_kit.data.docs import DocsConfig
 from sae_kit.data.planted import PlantedConfig
 from sae_kit.data.tokens import TokensConfig
-from sae_kit.evals.base import Evaluation, PlantedSubject, Subject
+from sae_kit.evals.base import Compared, Evaluation, PlantedSubject, Subject
 from sae_kit.formats.base import load_sae, load_saes
 from sae_kit.jobs.run_folder import plain, read_config
 from sae_kit.models.expectations import Expectations
@@ -36,10 +37,11 @@ class Evaluate:
     """None: what the SAEs were trained on."""
     data: TokensConfig | None = None
     """None: the text of the training run; without one, the docstrings of the installed packages."""
-    run: str | None = None
-    """A training run's folder."""
-    saes: str | None = None
-    """Saved SAEs, or one: a folder, a file, a place on the hub, a release (docs/loading.md)."""
+    run: str | tuple[str, ...] | None = None
+    """A training run's folder; several, for an evaluation that compares."""
+    saes: str | tuple[str, ...] | None = None
+    """Saved SAEs, or one: a folder, a file, a place on the hub, a release (docs/loading.md); a list
+    of such, for an evaluation that compares."""
     format: str = "auto"
     """The format of `saes`; auto recognises it."""
     site: str | None = None
@@ -55,6 +57,23 @@ class Evaluate:
             raise ValueError("saes: give either run or saes, not both")
         if self.site is not None and self.saes is None:
             raise ValueError(f"site: {self.site!r} is that of one SAE; give saes")
+        places = self.places
+        if () in (self.run, self.saes) or len(set(places)) < len(places):
+            name = "run" if self.run is not None else "saes"
+            raise ValueError(f"{name}: {list(places)} is empty or has one twice; give each once")
+        if len(places) > 1 and not self.eval.compares:
+            known: Mapping[str, type[Evaluation]] = Evaluation.variants()
+            words = [word for word, evaluation in known.items() if evaluation.compares]
+            raise ValueError(
+                f"run: {len(places)} sets of SAEs, and {self.eval.word} is of one; give one, or "
+                f"an evaluation that compares: eval={' or '.join(words)}"
+            )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where SAEs are: those that run or saes lists."""
+        given = self.run if self.run is not None else self.saes
+        return (given,) if isinstance(given, str) else given or ()
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> Result:
@@ -86,30 +105,71 @@ def _subject(config: Evaluate) -> Subject | PlantedSubject:
     """
     if config.eval.subject_type is PlantedSubject:
         return _planted_subject(config)
-    saes: Mapping[Site, SAE] = {}
-    trained: Mapping[str, Any] = {}
-    if config.run is not None:
-        trained = read_config(Path(config.run))
-        if trained["task"] != "saes":
-            raise ValueError(
-                f"run: {config.run} trained no SAEs of a language model; give a run of train.py's "
-                "main job (for planted rows: eval=recovery)"
-            )
-    if config.saes is not None and config.site is not None:
-        saes = {config.site: load_sae(config.saes, format=config.format, site=config.site)}
-    elif (where := config.run or config.saes) is not None:
-        saes = load_saes(where, config.layers, format=config.format)
-    language_model = _model(config, trained, saes).build()
+    trained = _runs(config.places) if config.run is not None else {}
+    sets = {label: _saes(config, place) for label, place in _labels(config.places).items()}
+    first = next(iter(sets.values()), {})
+    language_model = _model(config, trained, first).build()
     device = language_model.model.device
     data = config.data
     if data is None:
-        data = from_node(TokensConfig, trained["data"]) if trained else _text_for(saes)
+        data = from_node(TokensConfig, trained["data"]) if trained else _text_for(first)
+    on_device = tuple(
+        Compared(label=label, saes={site: sae.to(device) for site, sae in saes.items()})
+        for label, saes in sets.items()
+    )
     return Subject(
         language_model=language_model,
-        saes={site: sae.to(device) for site, sae in saes.items()},
+        saes=on_device[0].saes if len(on_device) == 1 else {},
+        compared=on_device if len(on_device) > 1 else (),
         tokens=data,
         seed=config.seed,
     )
+
+
+def _runs(folders: Sequence[str]) -> dict[str, Any]:
+    """The config of the first of these runs.
+
+    Raises:
+        ValueError: one of them trained no SAEs, or on another language model than the first.
+    """
+    configs = {folder: read_config(Path(folder)) for folder in folders}
+    for folder, trained in configs.items():
+        if trained["task"] != "saes":
+            raise ValueError(
+                f"run: {folder} trained no SAEs of a language model; give a run of train.py's "
+                "main job (for planted rows: eval=recovery)"
+            )
+    first = next(iter(configs.values()))
+    for folder, trained in configs.items():
+        own, other = ({**one["model"], "device": None} for one in (first, trained))
+        if changed := differences(own, other):
+            raise ValueError(
+                f"run: {folder} was trained on another model than {folders[0]} "
+                f"({'; '.join(changed)}); give runs on one model"
+            )
+    return first
+
+
+def _saes(config: Evaluate, place: str) -> Mapping[Site, SAE]:
+    """The SAEs of a run, or those in another place."""
+    if config.site is not None:
+        return {config.site: load_sae(place, format=config.format, site=config.site)}
+    return load_saes(place, config.layers, format=config.format)
+
+
+def _labels(places: Sequence[str]) -> dict[str, str]:
+    """A short name -> its place: the path without what all of them begin and end with."""
+    parts = [place.rstrip("/").split("/") for place in places]
+    n_first = _n_shared(parts)
+    n_last = _n_shared([one[n_first:][::-1] for one in parts])
+    own = ("/".join(one[n_first : len(one) - n_last]) for one in parts)
+    return {label or place: place for label, place in zip(own, places, strict=True)}
+
+
+def _n_shared(lists: Sequence[Sequence[str]]) -> int:
+    """How many entries all lists begin with."""
+    side_by_side = zip(*lists, strict=False)  # up to the shortest
+    return sum(1 for _ in takewhile(lambda entries: len(set(entries)) == 1, side_by_side))
 
 
 def _text_for(saes: Mapping[Site, SAE]) -> TokensConfig:
@@ -128,8 +188,9 @@ def _text_for(saes: Mapping[Site, SAE]) -> TokensConfig:
 
 def _planted_subject(config: Evaluate) -> PlantedSubject:
     """The SAE of a planted run, with the dictionary that its file says it was trained on."""
-    if (where := config.run or config.saes) is None:
+    if not config.places:
         raise ValueError("run: none given; give run or saes of a run of --config-name=planted")
+    (where,) = config.places
     saes = load_saes(where)
     planted = {site: sae.metadata.get("training", {}).get("planted") for site, sae in saes.items()}
     if None in planted.values() or not planted:

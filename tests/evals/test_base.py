@@ -69,6 +69,44 @@ def test_saes_that_do_not_fit_are_refused(subject, saes, message):
         dataclasses.replace(subject, saes=made).check_saes()
 
 
+# --- several sets of them -------------------------------------------------------------------------
+
+
+def compared(subject, **sets):
+    return dataclasses.replace(
+        subject,
+        saes={},
+        compared=tuple(base.Compared(label=label, saes=saes) for label, saes in sets.items()),
+    )
+
+
+def test_one_set_is_a_set_without_a_label(subject):
+    (one,) = subject.sets
+    assert (one.label, one.saes) == ("", subject.saes)
+
+
+def test_every_compared_set_is_checked_and_described(subject):
+    site = toy_subject.SITES[0]
+    good, bad = toy_subject.random_saes((site,)), {site: toy_subject.identity_sae(16)}
+    both = compared(subject, a=good, b=good)
+    both.check_saes()
+    assert [one.label for one in both.sets] == ["a", "b"]
+    assert both.description()["compared"]["b"][site]["d_in"] == 32
+    assert "compared" not in subject.description()
+    with pytest.raises(ValueError, match=r"is 32 wide, and the SAE reads 16"):
+        compared(subject, a=good, b=bad).check_saes()
+    with pytest.raises(ValueError, match="saes: none given in b"):
+        compared(subject, a=good, b={}).check_saes()
+
+
+def test_sets_are_told_apart_and_stand_in_the_place_of_saes(subject):
+    one = base.Compared(label="a", saes=subject.saes)
+    with pytest.raises(ValueError, match="compared: there are saes as well"):
+        dataclasses.replace(subject, compared=(one,))
+    with pytest.raises(ValueError, match="are not all different"):
+        dataclasses.replace(subject, saes={}, compared=(one, one))
+
+
 # --- transcoders ----------------------------------------------------------------------------------
 
 READS, WRITES = "blocks.1.ln2.hook_normalized", "blocks.1.mlp.hook_post"

@@ -1,11 +1,14 @@
 """Evaluating a run, a folder of SAEs, or a model; drawing figures again; what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from sae_kit.data.docs import DocsConfig
+from sae_kit.evals.core import Core
 from sae_kit.formats import load_sae, load_saes, save_sae
 from sae_kit.jobs import evaluate as job
 from sae_kit.jobs.evaluate import evaluate
@@ -88,11 +91,79 @@ def test_drawing_again_computes_nothing(run, composed, tmp_path, monkeypatch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# --- several sets of SAEs -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def comparing(monkeypatch):
+    """Lets eval=core be given several sets, and returns what it was given."""
+    given = []
+    monkeypatch.setattr(Core, "compares", True)
+    monkeypatch.setattr(Core, "run", lambda self, subject: given.append(subject))
+    return given
+
+
+def test_several_runs_are_compared(run, composed, tmp_path, comparing):
+    """Each has its SAEs, model and text are the first one's, labels are what tells them apart."""
+    other = tmp_path / "runs" / "other"
+    shutil.copytree(run, other)
+    with pytest.raises(AttributeError):  # there is no result to save
+        run_eval(composed, tmp_path / "eval", f"run=[{run},{other}]", "layers=[1]")
+    (subject,) = comparing
+    assert subject.saes == {}
+    assert [list(one.saes) for one in subject.compared] == [SITES[1:], SITES[1:]]
+    assert [one.label.split("/")[-1] for one in subject.compared] == [run.name, "other"]
+    assert subject.tokens.context_size == 32
+
+
+def test_several_saved_saes_are_compared(run, composed, tmp_path, comparing):
+    places = ",".join(str(run / "saes" / site) for site in SITES)
+    with pytest.raises(AttributeError):
+        run_eval(composed, tmp_path / "eval", f"saes=[{places}]")
+    (subject,) = comparing
+    assert {one.label: list(one.saes) for one in subject.compared} == {s: [s] for s in SITES}
+
+
+def test_a_list_of_one_is_that_one(run, composed, tmp_path, comparing):
+    with pytest.raises(AttributeError):
+        run_eval(composed, tmp_path / "eval", f"run=[{run}]")
+    (subject,) = comparing
+    assert list(subject.saes) == SITES
+    assert subject.compared == ()
+
+
+def test_runs_on_different_models_are_refused(run, composed, tmp_path, comparing):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = OmegaConf.load(other / "config.yaml")
+    config.model.centre_writing_weights = True
+    OmegaConf.save(config, other / "config.yaml")
+    message = r"other was trained on another model .*centre_writing_weights: False -> True"
+    with pytest.raises(ValueError, match=message):
+        run_eval(composed, tmp_path / "eval", f"run=[{run},{other}]")
+
+
+@pytest.mark.parametrize(
+    ("places", "labels"),
+    [
+        (["outputs/a", "outputs/b/"], ["a", "b"]),
+        (["x/a/saes/site", "x/b/saes/site"], ["a", "b"]),
+        (["release/one", "other/two"], ["release/one", "other/two"]),
+        (["a", "a/b"], ["a", "b"]),
+    ],
+)
+def test_labels_are_what_differs(places, labels):
+    assert job._labels(places) == dict(zip(labels, places, strict=True))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["run={run}", "saes={run}"], "saes: give either run or saes"),
         (["run={empty}"], "no run there"),
+        (["run=[{run},{run}]"], r"run: \[.*\] is empty or has one twice"),
+        (["saes=[]"], r"saes: \[\] is empty"),
+        (["run=[{run},{empty}]"], r"run: 2 sets of SAEs, and core is of one; .*eval="),
         (["run={run}", "layers=[7]"], r"layers: \[7\] have no SAE .* available: \[0, 1\]"),
         (["run={run}", "site=hook_embed"], "site: 'hook_embed' is that of one SAE; give saes"),
         (["run={run}", "eval.n_tokens=0"], r"eval\.n_tokens: 0"),
