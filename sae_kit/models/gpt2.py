@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae_kit.models.hooks import Edit, Prefix, Run, Site, Stopped, Tape, check_sites
+from sae_kit.models.norms import NORMS
 from sae_kit.products import linear
 
 KeysValues = tuple[Tensor, Tensor]
@@ -61,8 +62,13 @@ class GPT2Config:
     """Added to the variance in every LayerNorm."""
     tied: bool = True
     """Whether the unembedding is the embedding's transpose (false for mean-centred copies)."""
+    norm: str = "layer"
+    """What stands before attention, MLP and unembedding: "layer" (LayerNorm), or "linear" where it
+    was removed."""
 
     def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: {self.norm!r} is unknown; use {' or '.join(NORMS)}")
         for name in ("n_layer", "n_head", "d_model", "d_mlp", "n_ctx", "n_vocab"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
@@ -73,29 +79,6 @@ class GPT2Config:
     def d_head(self) -> int:
         """Channels per head."""
         return self.d_model // self.n_head
-
-
-@final
-class LayerNorm(nn.Module):
-    """Mean and scale removed, then gain `w` and bias `b`.
-
-    The sites lie before gain and bias, as in TransformerLens' default models.
-    """
-
-    def __init__(self, name: str, d_model: int, eps: float):
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(d_model))
-        self.b = nn.Parameter(torch.zeros(d_model))
-        self.eps = eps
-        self.scale_site = f"{name}.hook_scale"
-        self.normalized_site = f"{name}.hook_normalized"
-
-    def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        if not (tape.wants(self.scale_site) or tape.wants(self.normalized_site)):
-            return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
-        centred = x - x.mean(-1, keepdim=True)
-        scale = tape(self.scale_site, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
-        return tape(self.normalized_site, centred / scale) * self.w + self.b
 
 
 @final
@@ -194,9 +177,10 @@ class Block(nn.Module):
     def __init__(self, index: int, config: GPT2Config):
         super().__init__()
         self.name = f"blocks.{index}"
-        self.ln1 = LayerNorm(f"{self.name}.ln1", config.d_model, config.eps)
+        norm = NORMS[config.norm]
+        self.ln1 = norm(f"{self.name}.ln1", config.d_model, config.eps)
         self.attn = Attention(f"{self.name}.attn", config)
-        self.ln2 = LayerNorm(f"{self.name}.ln2", config.d_model, config.eps)
+        self.ln2 = norm(f"{self.name}.ln2", config.d_model, config.eps)
         self.mlp = MLP(f"{self.name}.mlp", config)
 
     def attend(self, x: Tensor, tape: Tape, past: Past | None) -> tuple[Tensor, KeysValues]:
@@ -224,7 +208,7 @@ class GPT2(nn.Module):
         self.W_E = nn.Parameter(torch.empty(config.n_vocab, config.d_model))
         self.W_pos = nn.Parameter(torch.empty(config.n_ctx, config.d_model))
         self.blocks = nn.ModuleList(Block(i, config) for i in range(config.n_layer))
-        self.ln_final = LayerNorm("ln_final", config.d_model, config.eps)
+        self.ln_final = NORMS[config.norm]("ln_final", config.d_model, config.eps)
         self.W_U = self.W_E if config.tied else nn.Parameter(torch.empty_like(self.W_E))
         self._sites = declare_sites(config.n_layer)
         self._stream = [site for site in self._sites if ".hook_resid_" in site]

@@ -3,11 +3,16 @@
 The layout is that of `transformers`' GPT2LMHeadModel. Both sides keep linear weights input-first,
 so the two tables below (names with the layer erased, and sizes) are the whole translation.
 
+A model without LayerNorm (`GPT2Config.norm` "linear") is written as one that has it, with an
+epsilon so large that nothing else is left of the scale, and gains to match: `transformers` runs it
+as it is. Models of Heimersheim 2024 (2409.13710) are stored so too. Reading undoes it.
+
 Weights come from `model.safetensors`, from shards named in `model.safetensors.index.json`, or from
 an old `pytorch_model.bin`, of which only tensors are read, never code.
 """
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -67,6 +72,12 @@ SUPPORTED: dict[str, tuple[object, ...]] = {
     "quantization_config": (None,),
 }
 
+# An epsilon from which on LayerNorm's scale is a constant: variances are far below.
+LINEAR_EPS = 2.0**40  # its root, 2^20, multiplies and divides exactly
+LEAST_LINEAR_EPS = 1e10
+
+GAIN = re.compile(r"(h\.\d+\.ln_[12]|ln_f)\.weight")
+
 # Causal masks, which old files carry although they are no parameters.
 MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
@@ -88,6 +99,10 @@ def read_model(folder: Path) -> GPT2:
     """
     config = read_config(folder)
     tensors = _bare_names(_read_tensors(folder), folder)
+    if config.norm == "linear":
+        for key in filter(GAIN.fullmatch, tensors):
+            tensors[key] = tensors[key] / math.sqrt(config.eps)
+        config = replace(config, eps=GPT2Config.eps)
     head = tensors.get("lm_head.weight")
     if config.tied and head is not None:
         # A copy of the embedding is no news; a different one is, whatever config.json says.
@@ -110,10 +125,12 @@ def write_model(model: GPT2, folder: Path, *, eot_id: int, dtype: torch.dtype) -
     Raises:
         ValueError: a weight is not finite in `dtype` (float16 ends at 65,504).
     """
-    tensors = {
-        hf_key(name): p.detach().to("cpu", dtype).contiguous()
-        for name, p in model.named_parameters()
-    }
+    sizes, tensors = model.config, {hf_key(name): p for name, p in model.named_parameters()}
+    if sizes.norm == "linear":
+        sizes = replace(sizes, eps=LINEAR_EPS)
+        for key in filter(lambda key: GAIN.fullmatch(_bare(key)), tensors):
+            tensors[key] = tensors[key] * math.sqrt(LINEAR_EPS)
+    tensors = {key: p.detach().to("cpu", dtype).contiguous() for key, p in tensors.items()}
     for key, tensor in tensors.items():
         if not all_finite(tensor):
             raise ValueError(f"dtype: {key} has values that are not finite in {dtype}; use float32")
@@ -121,7 +138,7 @@ def write_model(model: GPT2, folder: Path, *, eot_id: int, dtype: torch.dtype) -
     config = {
         "architectures": ["GPT2LMHeadModel"],
         **{field: values[0] for field, values in SUPPORTED.items() if values[0] is not None},
-        **{theirs: getattr(model.config, ours) for ours, theirs in SIZES.items()},
+        **{theirs: getattr(sizes, ours) for ours, theirs in SIZES.items()},
         **{f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")},
         **{"bos_token_id": eot_id, "eos_token_id": eot_id, "torch_dtype": name},
     }
@@ -156,6 +173,8 @@ def read_config(folder: Path) -> GPT2Config:
         if type(size) is not kind:
             raise ValueError(f"{path}: {SIZES[ours]}={size!r} is not of type {kind.__name__}")
     sizes.setdefault("d_mlp", 4 * sizes.get("d_model", GPT2Config.d_model))
+    if sizes.get("eps", 0.0) >= LEAST_LINEAR_EPS:
+        sizes["norm"] = "linear"
     try:
         return GPT2Config(**sizes)
     except ValueError as error:

@@ -2,10 +2,12 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,6 +69,32 @@ def test_a_mean_centred_or_otherwise_untied_model_keeps_its_own_unembedding(make
     back = read_model(tmp_path)
     assert_same(back, model)
     assert not torch.equal(back.W_U, back.W_E)
+
+
+def test_a_model_without_layernorm_keeps_every_bit(make_gpt2, tmp_path):
+    model = make_gpt2(replace(SMALL, norm="linear"))
+    write_model(model, tmp_path, eot_id=0, dtype=torch.float32)
+    assert json.loads((tmp_path / "config.json").read_text())["layer_norm_epsilon"] > 1e11
+    gain = tensors_of(tmp_path)["transformer.ln_f.weight"]
+    torch.testing.assert_close(gain, model.ln_final.w * 2.0**20)
+    assert_same(read_model(tmp_path), model)
+
+
+def test_another_large_epsilon_is_undone_as_well(make_gpt2, tmp_path):
+    """As published models have it: epsilon 1e12, gains a million times as large."""
+    model = make_gpt2(replace(SMALL, norm="linear"))
+    write_model(model, tmp_path, eot_id=0, dtype=torch.float32)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e12}))
+    tensors = tensors_of(tmp_path)
+    for key in [key for key in tensors if ".ln_" in key and key.endswith("weight")]:
+        tensors[key] = tensors[key] / 2.0**20 * 1e6
+    put(tmp_path, tensors)
+    back = read_model(tmp_path)
+    assert back.config == model.config
+    theirs = dict(model.named_parameters())
+    for name, p in back.named_parameters():
+        torch.testing.assert_close(p, theirs[name], rtol=1e-6, atol=0)
 
 
 def test_names_without_prefix_and_old_causal_masks_are_accepted(model, folder):

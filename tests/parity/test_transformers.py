@@ -18,6 +18,9 @@ CONFIGS = {
     "untied": GPT2Config(
         n_layer=2, n_head=2, d_model=24, d_mlp=96, n_ctx=24, n_vocab=300, tied=False, eps=1e-3
     ),
+    "without LayerNorm": GPT2Config(
+        n_layer=2, n_head=2, d_model=24, d_mlp=96, n_ctx=24, n_vocab=300, norm="linear"
+    ),
     # GPT-2 small's width, heads and vocabulary, with fewer blocks.
     "gpt2-wide": GPT2Config(n_layer=2, n_ctx=64),
 }
