@@ -2,13 +2,15 @@
 
 import contextlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from sae_kit.checkpoint import latest_checkpoint
 from sae_kit.config import from_node
@@ -24,10 +26,15 @@ from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.hooks import torch_device
 from sae_kit.models.pretrained import load_model, save_model
 from sae_kit.models.tokenizer import N_BYTE_TOKENS, Tokenizer, train_bpe
+from sae_kit.result import Result
 from sae_kit.train.language_model import LanguageModelConfig, LanguageModelTask
 from sae_kit.train.loop import CHECKPOINTS, Loop, LoopPlan
+from sae_kit.train.no_ln import RemovalConfig, RemoveNorms
 
 log = logging.getLogger(__name__)
+
+REMOVALS = "removals"
+"""Name of the folder in a run folder with what was removed when, and what it did to the loss."""
 
 TOKENIZER = "tokenizer"
 """Name of the folder in a run folder that keeps the tokenizer the run was started with."""
@@ -47,6 +54,8 @@ class TrainLanguageModel:
     data: MixtureConfig
     lm: LanguageModelConfig
     logger: LoggerConfig
+    removal: RemovalConfig | None = None
+    """When the model's LayerNorms are removed; None: they are kept."""
     start_from: str | None = None
     """Whose weights and tokenizer to go on from: a model (folder or hub id), or the folder of
     another run, which stands for its newest checkpoint; None: from scratch.
@@ -93,7 +102,9 @@ def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) 
             loop.resume()
         stopped = loop.run()
     if stopped is None:
-        save_model(task.model, tokenizer, folder / "model")
+        save_model(task.norms.finished(task.model), tokenizer, folder / "model")
+        if isinstance(task.norms, RemoveNorms):
+            _draw_removals(folder, task.norms)
         log.info("model: %s", folder / "model")
         log.info(
             "measure:   python eval.py eval=language_model model=local model.name=%s",
@@ -149,7 +160,25 @@ def _task(config: TrainLanguageModel, model: GPT2, tokenizer: Tokenizer) -> Lang
         name: part.open(tokenizer, split="heldout", world=here, seed=seed)
         for name, part in config.data.parts().items()
     }
-    return LanguageModelTask(config.lm, model, source, heldout)
+    if (removal := config.removal) is None:
+        return LanguageModelTask(config.lm, model, source, heldout)
+
+    def norms(model: GPT2, contexts: Tensor, n_steps: int) -> RemoveNorms:
+        return RemoveNorms(removal, model, contexts, eot_id=tokenizer.eot_id, n_steps=n_steps)
+
+    return LanguageModelTask(config.lm, model, source, heldout, norms)
+
+
+def _draw_removals(folder: Path, norms: RemoveNorms) -> None:
+    """The event log as a table, and the loss with the events marked."""
+    from sae_kit.viz.removal import losses
+
+    Result("removal", rows=[asdict(removed) for removed in norms.done]).save(folder / REMOVALS)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    marks = [(removed.step, removed.name) for removed in norms.done]
+    figure = losses([json.loads(line) for line in lines], marks)
+    figure.savefig(folder / REMOVALS / "loss.png", dpi=200)
+    log.info("removals:  %s", folder / REMOVALS)
 
 
 def tokenizer_texts(data: MixtureConfig) -> Iterator[str]:

@@ -9,7 +9,7 @@ and optimiser stay float32.
 Limits: one device; the data order is the token source's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,6 +24,7 @@ from sae_kit.models.gpt2 import GPT2
 from sae_kit.products import fast_bf16
 from sae_kit.state import State
 from sae_kit.train.loop import Metrics
+from sae_kit.train.no_ln import KeepNorms, Norms
 from sae_kit.train.schedule import trapezoid
 
 
@@ -36,6 +37,8 @@ class LanguageModelConfig:
     """Tokens to train on, over all epochs."""
     batch_contexts: int = 32
     """Contexts per optimiser step."""
+    contexts_per_pass: int = 32
+    """Contexts in one forward and backward pass, at most; a step adds up several passes."""
     lr_matrix: float = 0.004
     """Muon's peak learning rate, for the matrices in the blocks (update RMS matched to AdamW's)."""
     lr_other: float = 0.004
@@ -68,6 +71,7 @@ class LanguageModelConfig:
             self,
             "n_tokens",
             "batch_contexts",
+            "contexts_per_pass",
             "eval_every",
             "n_eval_contexts",
             "log_every",
@@ -99,8 +103,13 @@ class LanguageModelTask:
         model: GPT2,
         source: TokenSource,
         heldout: Mapping[str, TokenSource],
+        norms: Callable[[GPT2, Tensor, int], Norms] | None = None,
     ):
-        """`source` yields training contexts; each of `heldout` is measured under its name."""
+        """`source` yields training contexts; each of `heldout` is measured under its name.
+
+        `norms` says what becomes of the model's norms, given the model, some held-out contexts and
+        the number of steps; None: nothing.
+        """
         self.config, self.model, self.source = config, model, source
         self.device = model.W_E.device
         self.autocast = config.bf16 and fast_bf16(self.device)
@@ -108,21 +117,28 @@ class LanguageModelTask:
         self.n_steps = max(1, config.n_tokens // self.n_tokens_per_step)
         self.optimizers = _optimizers(model, config)
         self.heldout = {name: take(held, config.n_eval_contexts) for name, held in heldout.items()}
+        contexts = torch.cat(list(self.heldout.values()))
+        self.norms = KeepNorms() if norms is None else norms(model, contexts, self.n_steps)
 
     def step(self, step: int, *, measure: bool) -> Metrics:
         """One optimiser step on the next `batch_contexts` contexts."""
         scale = self._set_learning_rate(step)
+        self.norms.before(step)
         tokens = take(self.source, self.config.batch_contexts).to(self.device)
-        loss = self.loss(tokens)
-        loss.backward()
+        loss = torch.zeros((), device=self.device)
+        for some in tokens.split(self.config.contexts_per_pass):
+            part = self.loss(some) * (len(some) / len(tokens))
+            part.backward()
+            loss += part.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         metrics: dict[str, Tensor | int | float] = {
-            "loss": loss.detach(),
+            "loss": loss,
             "grad_norm": norm,
             "lr_scale": scale,
+            **self.norms.after(loss),
         }
         if (step + 1) % self.config.eval_every == 0 or step + 1 == self.n_steps:
             for name, contexts in self.heldout.items():
@@ -132,13 +148,14 @@ class LanguageModelTask:
     def loss(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
         """Mean next-token cross-entropy, in nats."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.model.run(tokens[:, :-1]).logits
+            read = tokens[:, :-1]
+            logits = self.model.run(read, edit=self.norms.edits(read)).logits
         assert logits is not None
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     @torch.no_grad()
     def _heldout_loss(self, contexts: Tensor) -> float:
-        batches = contexts.split(self.config.batch_contexts)
+        batches = contexts.split(self.config.contexts_per_pass)
         return sum(float(self.loss(b.to(self.device))) * len(b) for b in batches) / len(contexts)
 
     def _set_learning_rate(self, step: int) -> float:
@@ -160,6 +177,7 @@ class LanguageModelTask:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "source": self.source.state_dict(),
+            "norms": self.norms.state_dict(),
         }
 
     def load_parts(self, parts: Sequence[State]) -> None:
@@ -175,6 +193,7 @@ class LanguageModelTask:
                 {"state": saved, "param_groups": optimizer.state_dict()["param_groups"]}
             )
         self.source.load_state_dict(state["source"])
+        self.norms.load_state_dict(state["norms"])
 
 
 def _optimizers(model: GPT2, config: LanguageModelConfig) -> list[torch.optim.Optimizer]:

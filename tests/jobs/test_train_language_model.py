@@ -154,3 +154,21 @@ def test_going_on_with_another_architecture_is_refused(
     ):
         train(cfg)
     assert not (tmp_path / "new" / "config.yaml").exists()
+
+
+def test_a_run_that_removes_layernorm_leaves_a_model_without(
+    composed, tiny_language_model, tmp_path, cache, run, monkeypatch
+):
+    monkeypatch.setenv("SAE_KIT_CACHE", str(cache))
+    kinds = ("ln2", "ln1.qk", "ln1.v", "ln_final", "eot", "first")
+    groups = ",".join(f"{{what: {what}, start: {i}, gap: 1}}" for i, what in enumerate(kinds, 1))
+    removal = ["removal=demo", f"removal.groups=[{groups}]", "removal.patience=0"]
+    overrides = [*tiny_language_model, *removal, f"start_from={run / 'model'}"]
+    with composed(tmp_path / "run", *overrides, name="language_model") as cfg:
+        assert train(cfg).stopped is None
+    lm = load_model(str(tmp_path / "run" / "model"))
+    assert lm.model.config.norm == "linear"
+    table = (tmp_path / "run" / "removals" / "table.csv").read_text().splitlines()
+    n_layer = lm.model.config.n_layer
+    assert len(table) == 1 + 3 * n_layer + 3
+    assert (tmp_path / "run" / "removals" / "loss.png").is_file()

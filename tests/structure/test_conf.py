@@ -24,6 +24,7 @@ from sae_kit.models.gpt2 import GPT2Config
 from sae_kit.models.pretrained import ModelConfig
 from sae_kit.sae import SAEConfig
 from sae_kit.train.language_model import LanguageModelConfig
+from sae_kit.train.no_ln import RemovalConfig
 from sae_kit.train.objective import Objective
 from sae_kit.train.trainer import TrainerConfig
 
@@ -41,6 +42,7 @@ GROUPS: dict[str, type] = {
     "lm": LanguageModelConfig,
     "architecture": GPT2Config,
     "planted": PlantedConfig,
+    "removal": RemovalConfig,
 }
 
 PRIMARY = {
@@ -62,6 +64,7 @@ FILES = sorted(
     if path.parent.name not in NOT_CONFIG
 )
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+LM_EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment" / "lm").glob("*.yaml"))
 EVAL_EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment" / "eval").glob("*.yaml"))
 
 
@@ -171,6 +174,16 @@ def test_experiment_is_a_config_of_known_keys(experiment):
     """Overrides only: a key that the plain config lacks would be an unknown field."""
     config = from_node(TrainSAEs, compose("train", f"experiment={experiment}"))
     assert config != from_node(TrainSAEs, compose("train"))
+
+
+@pytest.mark.parametrize("experiment", LM_EXPERIMENTS)
+def test_language_model_experiment_is_a_config_of_known_keys(experiment):
+    values = compose("language_model", f"experiment=lm/{experiment}", "data.text_paths=[books]")
+    config = from_node(TrainLanguageModel, values)
+    assert config.removal is not None
+    n_tokens_per_step = config.lm.batch_contexts * config.data.context_size
+    last = config.removal.events(config.architecture.n_layer)[-1]
+    assert last.step < config.lm.n_tokens // n_tokens_per_step
 
 
 @pytest.mark.parametrize("experiment", EVAL_EXPERIMENTS)
