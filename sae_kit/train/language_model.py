@@ -1,8 +1,10 @@
 """Training loop for a GPT-2-architecture language model: made for the demo model, and for
 fine-tuning.
 
-Matrices inside the blocks are trained with Muon (Jordan et al. 2024: momentum, orthogonalised), the
-rest (embeddings, gains, biases) with AdamW. The learning rate is a trapezoid: short warm-up, flat,
+Matrices inside the blocks are trained with Muon (Jordan et al. 2024: momentum, orthogonalised), or
+with AdamW as the rest is (embeddings, gains, biases). Muon learns from fewer tokens; PyTorch's
+orthogonalises in bfloat16, which processors without fast bfloat16 take many times longer for than
+for the whole rest of a step. The learning rate is a trapezoid: short warm-up, flat,
 long linear decay. The forward pass runs in bfloat16 autocast where the CPU or GPU has it; weights
 and optimiser stay float32.
 
@@ -11,7 +13,7 @@ Limits: one device; the data order is the token source's.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +41,10 @@ class LanguageModelConfig:
     """Contexts per optimiser step."""
     contexts_per_pass: int = 32
     """Contexts in one forward and backward pass, at most; a step adds up several passes."""
+    matrices: Literal["muon", "adamw"] = "muon"
+    """What trains the matrices in the blocks."""
     lr_matrix: float = 0.004
-    """Muon's peak learning rate, for the matrices in the blocks (update RMS matched to AdamW's)."""
+    """Its peak learning rate (Muon's update RMS is matched to AdamW's)."""
     lr_other: float = 0.004
     """AdamW's peak learning rate, for embeddings, gains and biases."""
     weight_decay: float = 0.05
@@ -201,13 +205,15 @@ def _optimizers(model: GPT2, config: LanguageModelConfig) -> list[torch.optim.Op
     matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("blocks.")]
     embeddings = [p for name, p in named.items() if p.ndim == 2 and not name.startswith("blocks.")]
     vectors = [p for p in named.values() if p.ndim < 2]
-    muon = torch.optim.Muon(
-        [{"params": matrices, "peak_lr": config.lr_matrix}],
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
     groups: list[dict[str, Any]] = [
         {"params": embeddings, "peak_lr": config.lr_other, "weight_decay": config.weight_decay},
         {"params": vectors, "peak_lr": config.lr_other, "weight_decay": 0.0},
     ]
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
+    own = {"params": matrices, "peak_lr": config.lr_matrix, "weight_decay": config.weight_decay}
+    if config.matrices == "adamw":
+        return [_adamw([own, *groups])]
+    return [torch.optim.Muon([own], adjust_lr_fn="match_rms_adamw"), _adamw(groups)]
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)

@@ -83,8 +83,12 @@ def parameters(task: LanguageModelTask, choose: Callable[[dict], bool]) -> set[s
     return {names[id(p)] for group in groups if choose(group) for p in group["params"]}
 
 
-def test_every_parameter_has_one_optimiser_and_the_right_rate():
-    task = make(replace(CONFIG, lr_matrix=0.5, lr_other=0.25, weight_decay=0.125))
+@pytest.mark.parametrize("word", ["muon", "adamw"])
+def test_every_parameter_has_one_optimiser_and_the_right_rate(word):
+    config = replace(CONFIG, matrices=word, lr_matrix=0.5, lr_other=0.25, weight_decay=0.125)
+    task = make(config)
+    kinds = [type(optimizer).__name__ for optimizer in task.optimizers]
+    assert kinds == (["Muon", "AdamW"] if word == "muon" else ["AdamW"])
     every = {name for name, _ in task.model.named_parameters()}
     matrices = {f"blocks.{i}.{m}" for i in (0, 1) for m in ("attn.W_qkv", "attn.W_O")}
     matrices |= {f"blocks.{i}.mlp.{m}" for i in (0, 1) for m in ("W_in", "W_out")}
@@ -93,6 +97,15 @@ def test_every_parameter_has_one_optimiser_and_the_right_rate():
     undecayed = parameters(task, lambda group: group["weight_decay"] == 0)
     assert undecayed == {name for name, p in task.model.named_parameters() if p.ndim == 1}
     assert sum(len(g["params"]) for o in task.optimizers for g in o.param_groups) == len(every)
+
+
+def test_several_passes_of_a_step_are_one():
+    whole, parts = make(), make(replace(CONFIG, contexts_per_pass=3))
+    for step in range(2):
+        losses = [task.step(step, measure=True)["loss"] for task in (whole, parts)]
+        assert_close(*losses)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_the_rate_follows_the_schedule():
