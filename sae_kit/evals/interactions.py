@@ -1,0 +1,163 @@
+"""How strongly the directions of one node layer act on those of the next, and how few of these
+edges a network needs.
+
+With F the section between two node layers in the coordinates of their bases, f the coordinates at
+the first, positions s there and t here,
+
+    E_ij = mean over inputs and t of  [ sum_s int_0^1 da  dF_it/df_sj (a f)  f_sj ]^2
+
+the square of what direction j adds to direction i, by integrated gradients from the mean activation
+(where all coordinates are 0) to the activation itself. The integral is a weighted sum over some a:
+
+- gradient          a = 1 alone; what the paper's results on modular addition and GPT-2 use
+- gauss_legendre    n nodes, exact for polynomials of degree up to 2n - 1
+- trapezoid         n + 1 nodes, the ends a little inside
+
+Source: Bushnaq et al. 2024 (2405.10928), section 3 and the released code ("squared" edges).
+
+Limits: a backward pass for every direction and position of the second layer. Edges have no sign.
+The paper's integral starts where its constant coordinate is 0, too; ours where the biases are as
+they are, so that what directions add is measured from the mean activation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_kit.evals.bases import Basis
+from sae_kit.evals.node_network import Section
+
+
+@final
+@dataclass(frozen=True)
+class Quadrature:
+    """Where on the way from the mean an integral is evaluated, and with what weight."""
+
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @staticmethod
+    def gradient() -> "Quadrature":
+        """The end alone."""
+        return Quadrature((1.0,), (1.0,))
+
+    @staticmethod
+    def gauss_legendre(n: int) -> "Quadrature":
+        """Of `n` nodes."""
+        nodes, weights = np.polynomial.legendre.leggauss(n)
+        return Quadrature(tuple((nodes + 1) / 2), tuple(weights / 2))
+
+    @staticmethod
+    def trapezoid(n: int) -> "Quadrature":
+        """Of `n` intervals, the ends a thousandth of one inside."""
+        inside = 1e-3 / (n + 1)
+        nodes = np.linspace(inside, 1 - inside, n + 1)
+        weights = np.full(n + 1, 1 / n)
+        weights[[0, -1]] /= 2
+        return Quadrature(tuple(nodes), tuple(weights))
+
+
+def contributions(
+    section: Section,
+    x: Float[Tensor, "batch pos d"],
+    here: Basis,
+    there: Basis,
+    quadrature: Quadrature,
+) -> Float[Tensor, "batch pos_there k_there k_here"]:
+    """What each direction here adds to each direction there; over directions here they sum to the
+    change of the section's output from the mean to `x`, as well as the quadrature integrates.
+    """
+    coordinates = here.coordinates(x).detach()
+    total: Tensor | None = None
+    for node, weight in zip(quadrature.nodes, quadrature.weights, strict=True):
+        point = (node * coordinates).requires_grad_()
+        with torch.enable_grad():
+            outputs = there.coordinates(section(here.activations(point)))
+        flat = outputs.flatten(1)
+        rows = []
+        for i in range(flat.shape[1]):
+            (gradient,) = torch.autograd.grad(flat[:, i].sum(), point, retain_graph=True)
+            rows.append((gradient * coordinates).sum(1))
+        found = weight * torch.stack(rows, 1).unflatten(1, outputs.shape[1:])
+        total = found if total is None else total + found
+    assert total is not None
+    return total
+
+
+def edges(
+    section: Section,
+    x: Float[Tensor, "inputs pos d"],
+    here: Basis,
+    there: Basis,
+    quadrature: Quadrature,
+    *,
+    batch: int,
+) -> Float[Tensor, "k_there k_here"]:
+    """The strengths of all edges between two node layers: see the module's docstring.
+
+    Args:
+        section: between the layers.
+        x: activations at the first.
+        here, there: the layers' bases.
+        quadrature: of the integral.
+        batch: inputs at once; they take batch * pos * k_there * k_here numbers.
+    """
+    total = torch.zeros(there.n_directions, here.n_directions, dtype=x.dtype, device=x.device)
+    n_rows = 0
+    for rows in x.split(batch):
+        added = contributions(section, rows, here, there, quadrature)
+        total += added.square().sum((0, 1))
+        n_rows += added.shape[0] * added.shape[1]
+    return total / n_rows
+
+
+# --- ablation -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def through_edges(
+    section: Section,
+    x: Float[Tensor, "batch pos d"],
+    here: Basis,
+    there: Basis,
+    kept: Bool[Tensor, "k_there k_here"],
+) -> Float[Tensor, "batch _ _"]:
+    """The section's output where every direction there sees only the directions here that `kept`
+    joins it with; the others are at their mean.
+
+    Limits: one run of the section for every different set of directions.
+    """
+    coordinates = here.coordinates(x)
+    masks, which = kept.unique(dim=0, return_inverse=True)
+    whole = [there.coordinates(section(here.activations(coordinates * mask))) for mask in masks]
+    chosen = torch.stack([whole[number][..., i] for i, number in enumerate(which.tolist())], -1)
+    return there.activations(chosen)
+
+
+def strongest(strengths: Float[Tensor, "k_there k_here"], n: int) -> Bool[Tensor, "k_there k_here"]:
+    """The `n` strongest edges; of equal ones the first."""
+    order = strengths.flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros(strengths.numel(), dtype=torch.bool, device=strengths.device)
+    kept[order[:n]] = True
+    return kept.view(strengths.shape)
+
+
+def fewest(n: int, is_enough: Callable[[int], bool]) -> int:
+    """The smallest number up to `n` that is enough, by bisection; `n` if no smaller one is.
+
+    Limits: exact where more is never worse, which is not sure of ablations; then a number that is
+    enough, of which one less is not.
+    """
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if is_enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
