@@ -15,13 +15,16 @@ the square of what direction j adds to direction i, by integrated gradients from
 
 Source: Bushnaq et al. 2024 (2405.10928), section 3 and the released code ("squared" edges).
 
-Limits: a backward pass for every direction and position of the second layer. Edges have no sign.
+A backward pass is needed for every direction and position of the second layer; with random signs
+over the positions (Hutchinson), one for every direction.
+
+Limits: edges have no sign.
 The paper's integral starts where its constant coordinate is 0, too; ours where the biases are as
 they are, so that what directions add is measured from the mean activation.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -97,6 +100,7 @@ def edges(
     quadrature: Quadrature,
     *,
     batch: int,
+    signs: torch.Generator | None = None,
 ) -> Float[Tensor, "k_there k_here"]:
     """The strengths of all edges between two node layers: see the module's docstring.
 
@@ -106,14 +110,39 @@ def edges(
         here, there: the layers' bases.
         quadrature: of the integral.
         batch: inputs at once; they take batch * pos * k_there * k_here numbers.
+        signs: draws signs over the positions of the second layer, which are then summed; None:
+            every position in turn. What comes out has the same mean.
     """
     total = torch.zeros(there.n_directions, here.n_directions, dtype=x.dtype, device=x.device)
     n_rows = 0
     for rows in x.split(batch):
-        added = contributions(section, rows, here, there, quadrature)
+        with torch.no_grad():
+            size = section(rows[:1]).shape[1]
+        n_rows += len(rows) * size
+        if signs is None:
+            added = contributions(section, rows, here, there, quadrature)
+        else:
+            drawn = 2 * torch.randint(2, (len(rows), size, 1), generator=signs) - 1
+            summed = _Signed(section, drawn.to(x))
+            added = contributions(summed, rows, here, _unmeaned(there), quadrature)
         total += added.square().sum((0, 1))
-        n_rows += added.shape[0] * added.shape[1]
     return total / n_rows
+
+
+@final
+class _Signed:
+    """A section whose output positions are summed, each with a sign of its own."""
+
+    def __init__(self, section: Section, signs: Float[Tensor, "batch pos one"]) -> None:
+        self._section, self._signs = section, signs
+
+    def __call__(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch one d_next"]:
+        return (self._section(x) * self._signs).sum(1, keepdim=True)
+
+
+def _unmeaned(basis: Basis) -> Basis:
+    """The same directions, from the origin: what is differentiated has no use for a mean."""
+    return replace(basis, mean=torch.zeros_like(basis.mean))
 
 
 # --- ablation -------------------------------------------------------------------------------------

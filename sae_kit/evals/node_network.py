@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_kit.models.gpt2 import GPT2
-from sae_kit.models.hooks import Site, check_sites
+from sae_kit.models.hooks import Prefix, Site, check_sites
 
 Section = Callable[[Tensor], Tensor]
 """`[batch pos d]` -> `[batch pos d_next]`, differentiable; the numbers of positions may differ."""
@@ -65,8 +65,15 @@ def of_modules(modules: Sequence[nn.Module], names: Sequence[str] | None = None)
     return NodeNetwork(names, tuple(modules))
 
 
-def of_gpt2(model: GPT2, sites: Sequence[Site]) -> NodeNetwork:
+def of_gpt2(model: GPT2, sites: Sequence[Site], prefix: Prefix | None = None) -> NodeNetwork:
     """A GPT-2 in float64, cut at sites of its residual stream, in order.
+
+    Args:
+        model: the model.
+        sites: of the node layers.
+        prefix: keys and values of one context, which stands before every input as a part of the
+            network. A first token that all inputs share is best put there: its activations are
+            constant, and in GPT-2 so large that they would rule every covariance.
 
     Raises:
         ValueError: fewer than two sites, unknown ones, ones off the residual stream or out of
@@ -91,16 +98,15 @@ def of_gpt2(model: GPT2, sites: Sequence[Site]) -> NodeNetwork:
 
     def between(first: Site, second: Site) -> Section:
         def section(x: Tensor) -> Tensor:
-            return model.run(start=(first, x), capture=[second], stop=second).acts[second]
+            before = None if prefix is None else prefix_of(prefix, len(x))
+            run = model.run(start=(first, x), capture=[second], stop=second, prefix=before)
+            return run.acts[second]
 
         return section
 
     return NodeNetwork(tuple(sites), tuple(between(*pair) for pair in itertools.pairwise(sites)))
 
 
-def gpt2_inputs(
-    model: GPT2, tokens: Int[Tensor, "batch pos"], site: Site
-) -> Float[Tensor, "batch pos d_model"]:
-    """A GPT-2's activations at the first node layer."""
-    with torch.no_grad():
-        return model.run(tokens, capture=[site], stop=site).acts[site]
+def prefix_of(prefix: Prefix, n_rows: int) -> Prefix:
+    """The one context of a prefix, before `n_rows` inputs."""
+    return prefix.rows(torch.zeros(n_rows, dtype=torch.long, device=prefix.device))

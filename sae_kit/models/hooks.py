@@ -48,6 +48,11 @@ class Prefix:
         """How many contexts (batch rows) it holds."""
         return next((k.shape[0] for k, _ in self.layers.values()), 0)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return next((k.device for k, _ in self.layers.values()), torch.device("cpu"))
+
     def first(self, n_pos: int) -> "Prefix":
         """The prefix cut down to its first `n_pos` positions (a view)."""
         return self._map(lambda t: t[:, :n_pos])

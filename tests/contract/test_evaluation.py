@@ -24,6 +24,14 @@ SMALL = {
     "induction_length": 10,
     "docs": False,
     "n_rows": 2048,
+    "n_contexts": 8,
+    "n_test_contexts": 4,
+    "n_edge_contexts": 4,
+    "n_sources": 2,
+    "kept": (1, 8),
+    "n_pool_prompts": 40,
+    "context_size": 16,
+    "lengths": (0.1, 1.0),
 }
 
 

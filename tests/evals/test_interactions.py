@@ -88,6 +88,22 @@ def test_batches_change_nothing():
     torch.testing.assert_close(whole, parts)
 
 
+def test_random_signs_have_the_right_mean():
+    mixing = draw(3, 4, seed=1)
+    layer = dense(4, 3, seed=2)
+
+    def section(x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ts,bsd->btd", mixing, layer(x).tanh())
+
+    x = draw(3000, 4, 4, seed=5)
+    here, there = plain(NodeNetwork(("a", "b"), (section,)), x)
+    signs = torch.Generator().manual_seed(0)
+    exact = edges(section, x, here, there, GRADIENT, batch=3000)
+    drawn = edges(section, x, here, there, GRADIENT, batch=3000, signs=signs)
+    torch.testing.assert_close(drawn, exact, rtol=0.15, atol=0.02 * exact.max().item())
+    assert (drawn - exact).abs().max() > 1e-6
+
+
 # --- structure ------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import torch
 from conftest import random_gpt2
 from torch import nn
 
-from sae_kit.evals.node_network import NodeNetwork, gpt2_inputs, of_gpt2, of_modules
+from sae_kit.evals.node_network import NodeNetwork, of_gpt2, of_modules
 
 SITES = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "blocks.2.hook_resid_post"]
 
@@ -21,14 +21,27 @@ def test_a_chain_of_modules_is_cut_between_them():
     torch.testing.assert_close(network.outputs(acts[1], 1), acts[-1])
 
 
-def test_a_gpt2_is_cut_at_sites_of_its_residual_stream():
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(300, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_gpt2_is_cut_at_sites_of_its_residual_stream(tokens):
     model = random_gpt2().double()
-    tokens = torch.randint(300, (2, 6), generator=torch.Generator().manual_seed(0))
-    network = of_gpt2(model, SITES)
-    acts = network.activations(gpt2_inputs(model, tokens, SITES[0]))
     expected = model.run(tokens, capture=SITES).acts
-    for site, act in zip(network.names, acts, strict=True):
+    acts = of_gpt2(model, SITES).activations(expected[SITES[0]])
+    for site, act in zip(SITES, acts, strict=True):
         torch.testing.assert_close(act, expected[site])
+
+
+def test_a_first_token_that_all_inputs_share_is_a_part_of_the_network(tokens):
+    model = random_gpt2().double()
+    tokens[:, 0] = 7
+    expected = model.run(tokens, capture=SITES).acts
+    prefix = model.run(tokens[:1, :1], keep_prefix=True).prefix
+    acts = of_gpt2(model, SITES, prefix).activations(expected[SITES[0]][:, 1:])
+    for site, act in zip(SITES, acts, strict=True):
+        torch.testing.assert_close(act, expected[site][:, 1:])
 
 
 @pytest.mark.parametrize(
