@@ -10,6 +10,7 @@ subject (its held-out text, where its SAEs belong) is here; `sae_kit.models.spli
 with an activation replaced.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -223,7 +224,16 @@ def _written(site: Site, sae: SAE) -> Site:
 
 def _described(saes: Mapping[Site, SAE]) -> dict[str, Any]:
     """SAEs as JSON values."""
-    return {site: {**config.to_dict(sae.config), "d_in": sae.d_in} for site, sae in saes.items()}
+    return {
+        site: {**config.to_dict(sae.config), "d_in": sae.d_in, "digest": _digest(sae)}
+        for site, sae in saes.items()
+    }
+
+
+def _digest(sae: SAE) -> str:
+    """Tells it from others of its config; of the decoder's bits."""
+    decoder = sae.W_dec.detach().cpu().contiguous().view(torch.uint8)
+    return hashlib.sha256(decoder.numpy()).hexdigest()[:12]
 
 
 class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
@@ -233,6 +243,8 @@ class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
     """What `run` takes: a Subject, or a PlantedSubject for what needs no language model."""
     compares: ClassVar[bool] = False
     """Whether it can hold several sets of SAEs against one another (`Subject.compared`)."""
+    browsable: ClassVar[bool] = False
+    """Whether `sae_kit.viz.browser` makes a site of its results."""
 
     @abstractmethod
     def run(self, subject: Any) -> Result:

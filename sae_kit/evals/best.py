@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_kit.evals.firings import Firings, lexsort, rank_in_group
+from sae_kit.evals.firings import Firings
+from sae_kit.sorting import lexsort, rank_in_group
 
 MAX_KEPT = torch.finfo(torch.float16).max
 """Activations around a place are kept in half precision; larger ones as this."""

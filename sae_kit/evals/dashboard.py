@@ -26,7 +26,7 @@ only.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -83,6 +83,8 @@ class Dashboard(Evaluation, name="dashboard"):
     """Whether position 0 of every context is left out."""
     drop_special_tokens: bool = True
     """Whether end-of-text tokens are left out."""
+
+    browsable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(self, "n_tokens", "contexts_per_pass", "n_top", "n_samples", "n_logits")
@@ -174,15 +176,15 @@ class Dashboard(Evaluation, name="dashboard"):
         rows = sae.W_dec.detach().float()
         if n := min(self.n_neighbours, sae.d_sae - 1):
             index, cosine = nearest_directions(rows, n)
-            arrays |= {f"decoder/{site}/index": index.int(), f"decoder/{site}/cosine": cosine}
+            arrays |= {f"decoder_index/{site}": index.int(), f"decoder_cosine/{site}": cosine}
         written = to_stream(subject.model, subject.writes[site], rows)
         if written is not None:
             n_tokens = subject.language_model.tokenizer.vocab_size
             n = min(self.n_logits, n_tokens)
             effects = logit_effects(subject.model, written, n=n, n_tokens=n_tokens)
             for name in ("promoted", "suppressed"):
-                arrays[f"logits/{site}/{name}"] = getattr(effects, name).int()
-                arrays[f"logits/{site}/{name}_by"] = getattr(effects, f"{name}_by")
+                arrays[f"logits_{name}/{site}"] = getattr(effects, name).int()
+                arrays[f"logits_{name}_by/{site}"] = getattr(effects, f"{name}_by")
         return arrays
 
     @staticmethod

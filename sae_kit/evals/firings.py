@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_kit.sae.code import SparseCode
+from sae_kit.sorting import lexsort, starts
 
 STRIDE = 1 << 40  # more places than any text has
 
@@ -84,24 +85,3 @@ class Firings:
         hit = same_context & (keys[found] == wanted)
         return self.value[found].where(hit, 0.0)
 
-
-def lexsort(major: Tensor, minor: Tensor) -> Int[Tensor, " n"]:
-    """The order by `major`, and by `minor` where that is equal; entries equal in both stay as they
-    are.
-    """
-    order = torch.argsort(minor, stable=True)
-    return order[torch.argsort(major[order], stable=True)]
-
-
-def starts(ordered: Int[Tensor, " n"]) -> Int[Tensor, " n_groups"]:
-    """Where each run of equal values begins."""
-    first = torch.ones(len(ordered), dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return first.nonzero().flatten()
-
-
-def rank_in_group(ordered: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The place of each entry in its run of equal values, from 0."""
-    begins = starts(ordered)
-    lengths = torch.diff(begins, append=torch.tensor([len(ordered)]))
-    return torch.arange(len(ordered)) - begins.repeat_interleave(lengths)

@@ -21,6 +21,7 @@ from sae_kit.models.hooks import Site
 from sae_kit.models.pretrained import ModelConfig
 from sae_kit.result import Result
 from sae_kit.sae.base import SAE
+from sae_kit.viz.browser.build import build
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> Result:
         log.info("\n%s", result.table())
     for name, figure in evaluation.plot(result).items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)
+    if evaluation.browsable:
+        build([result], folder / "browser")
+        log.info("\nto look at every latent, open %s", folder / "browser" / "index.html")
     log.info("\nresult, table and figures: %s", folder)
     return result
 

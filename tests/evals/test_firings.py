@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sae_kit.evals.firings import Firings, lexsort, rank_in_group
+from sae_kit.evals.firings import Firings
 from sae_kit.sae.code import SparseCode
 
 N_POS = 8
@@ -84,9 +84,3 @@ def test_nothing_fires_nowhere():
     assert len(firings.latent) == len(firings.peaks()) == 0
     assert firings.around(firings.peaks(), n_before=1, n_after=1).shape == (0, 3)
 
-
-def test_sorting_by_two_keys_and_ranks():
-    major, minor = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([3, 2, 1, 5, 3])
-    order = lexsort(major, minor)
-    assert order.tolist() == [1, 3, 2, 0, 4]
-    assert rank_in_group(major[order]).tolist() == [0, 1, 0, 1, 2]

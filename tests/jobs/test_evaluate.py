@@ -177,3 +177,13 @@ def test_what_does_not_fit_is_refused(run, composed, tmp_path, overrides, messag
     with pytest.raises(ValueError, match=message):
         run_eval(composed, tmp_path / "eval", *given)
     assert not list((tmp_path / "eval").iterdir())
+
+
+def test_a_browsable_result_comes_with_its_site(run, composed, tmp_path):
+    folder = tmp_path / "eval"
+    run_eval(composed, folder, f"run={run}", "eval=dashboard", "eval.n_tokens=256")
+    index = folder / "browser" / "index.html"
+    assert index.is_file()
+    index.write_text("damaged")
+    run_eval(composed, folder, f"replot={folder}")
+    assert "<main" in index.read_text("utf-8")

@@ -19,6 +19,7 @@ FOUNDATION = {
     "maths",
     "products",
     "result",
+    "sorting",
     "state",
     "timing",
 }

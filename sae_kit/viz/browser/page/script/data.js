@@ -1,0 +1,58 @@
+"use strict";
+
+// Shards: loaded by script tags, since a page opened from a folder may not fetch; see shards.py.
+
+const browser = {};
+
+browser.data = (() => {
+  const MAX_KEPT = 400; // shards in memory, the last ones used
+  const kept = new Map(); // name -> promise of its values
+  const arriving = new Map(); // name -> the packed text, from receive() to the script's load event
+
+  async function unpack(packed) {
+    const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
+  function fetched(name) {
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      const gone = () => reject(new Error(`data/${name}.js is missing: this site is incomplete.`));
+      script.onerror = () => {
+        script.remove();
+        gone();
+      };
+      script.onload = () => {
+        script.remove();
+        const packed = arriving.get(name);
+        arriving.delete(name);
+        if (packed === undefined) gone();
+        else unpack(packed).then(resolve, () => reject(new Error(`data/${name}.js is damaged.`)));
+      };
+      script.src = `data/${name}.js`;
+      document.head.append(script);
+    });
+  }
+
+  // The values of a shard. The same promise for everyone who asks while it is kept.
+  function shard(name) {
+    const known = kept.get(name) ?? fetched(name);
+    kept.delete(name);
+    kept.set(name, known); // now the last one used
+    known.catch(() => kept.delete(name));
+    if (kept.size > MAX_KEPT) kept.delete(kept.keys().next().value);
+    return known;
+  }
+
+  // Entry `number` of shards that hold `perShard` entries each.
+  async function entry(kind, number, perShard) {
+    const values = await shard(`${kind}/${Math.floor(number / perShard)}`);
+    return values[number % perShard];
+  }
+
+  browser.receive = (name, packed) => arriving.set(name, packed);
+  browser.latentData = (site, latent) =>
+    entry(`latents/${site}`, latent, browser.manifest.per_shard.latents);
+  return { shard, entry };
+})();
