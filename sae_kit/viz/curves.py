@@ -1,5 +1,6 @@
 """Measures against one another: a curve for every group of rows, such as L0 against FVU.
 
+Columns `x_low` and `x_high` hold the interval of `x`, where there is one.
 Each group keeps its colour and marker in all panels. Groups beyond the palette's seven colours go
 through it again with hollow markers and dashed lines.
 """
@@ -9,9 +10,17 @@ from dataclasses import dataclass
 from typing import final
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sae_kit.viz.plots import MARKERS, PALETTE, Row, axis_labels, grid
+from sae_kit.viz.plots import (
+    MARKERS,
+    PALETTE,
+    Row,
+    arms,
+    axis_labels,
+    grid,
+    interval_of,
+    plain_ticks,
+)
 
 
 @final
@@ -34,10 +43,19 @@ def curves(
     groups = list(dict.fromkeys(row[group] for row in rows))
     for ax, y in zip(axes, ys, strict=True):
         for i, name in enumerate(groups):
-            own = sorted((row[x.column], row[y.column]) for row in rows if row[group] == name)
+            own = sorted(
+                (row for row in rows if row[group] == name and y.column in row),
+                key=lambda row: row[x.column],
+            )
+            values = [row[y.column] for row in own]
+            ends = interval_of(own, y.column)
             colour, again = PALETTE[i % len(PALETTE)], i >= len(PALETTE)
-            ax.plot(
-                *zip(*own, strict=True),
+            ax.errorbar(
+                [row[x.column] for row in own],
+                values,
+                yerr=None if ends is None else arms(values, ends),
+                elinewidth=1.0,
+                capsize=2.0,
                 color=colour,
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=5,
@@ -49,9 +67,7 @@ def curves(
         for axis, measure in ((ax.xaxis, x), (ax.yaxis, y)):
             if measure.log:
                 (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
-                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axis.set_minor_formatter(NullFormatter())
+                plain_ticks(axis)
         axis_labels(ax, x.label, y.label)
     handles, labels = axes[0].get_legend_handles_labels()
     n_columns = min(len(labels), 5)

@@ -17,9 +17,10 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from sae_kit.maths import bootstrap_interval
@@ -60,7 +61,7 @@ def by_site(rows: Sequence[Row], panels: Sequence[Panel], *, title: str) -> Figu
             # Side by side, or intervals of equal values would hide one another.
             shift = 0.12 * (i - (len(panel.lines) - 1) / 2)
             x = [place + shift for place in range(len(rows))]
-            _points(ax, x, [row[column] for row in rows], _interval(rows, column), line, number=i)
+            _points(ax, x, [row[column] for row in rows], interval_of(rows, column), line, number=i)
         ax.set_xticks(range(len(rows)), names)
         if longest > 3:
             ax.tick_params(axis="x", labelrotation=50)
@@ -125,7 +126,7 @@ def bars(rows: Sequence[Row], *, name: str, unit: str, title: str) -> Figure:
     values = [row["value"] for row in rows]
     low, high = [row["low"] for row in rows], [row["high"] for row in rows]
     ax.barh(y, values, height=0.6, color=PALETTE[0])
-    ax.errorbar(values, y, xerr=_arms(values, (low, high)), fmt="none", ecolor=INK, capsize=3)
+    ax.errorbar(values, y, xerr=arms(values, (low, high)), fmt="none", ecolor=INK, capsize=3)
     for place, value, end in zip(y, values, high, strict=True):
         ax.annotate(
             f"{value:.3g}",
@@ -227,6 +228,13 @@ def axis_labels(ax: Axes, x: str, y: str) -> None:
     ax.set_ylabel(y, fontsize=9, color=INK)
 
 
+def plain_ticks(axis: Axis) -> None:
+    """Numbers such as 0.05 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def legend(ax: Axes) -> None:
     """The names of what is drawn, where there is room."""
     ax.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", labelcolor=INK)
@@ -261,7 +269,7 @@ def _points(
     ax.errorbar(
         x,
         y,
-        yerr=None if interval is None else _arms(y, interval),
+        yerr=None if interval is None else arms(y, interval),
         color=PALETTE[number],
         marker=MARKERS[number],
         markersize=4.5,
@@ -272,14 +280,15 @@ def _points(
     )
 
 
-def _interval(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]] | None:
+def interval_of(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]] | None:
+    """The ends of a column's intervals, or None where it has none."""
     low, high = f"{column}_low", f"{column}_high"
     if any(low not in row for row in rows):
         return None
     return [row[low] for row in rows], [row[high] for row in rows]
 
 
-def _arms(
+def arms(
     values: Sequence[float], interval: tuple[list[float], list[float]]
 ) -> tuple[list[float], list[float]]:
     """Lengths of the error bars below and above; rounding must not make one negative."""

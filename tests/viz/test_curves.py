@@ -30,6 +30,26 @@ def test_each_group_is_a_line_in_the_order_of_x():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["g0", "g1"]
 
 
+def test_intervals_are_drawn_where_there_are_any():
+    table = [{**row, "fvu_low": 0.5 * row["fvu"], "fvu_high": 2 * row["fvu"]} for row in rows(1)]
+    (ax,) = draw(table, [Y]).axes
+    (drawn,) = ax.containers
+    assert list(drawn[0].get_xdata()) == [8, 16, 32]
+    (arms,) = drawn[2]
+    ends = [tuple(segment[:, 1]) for segment in arms.get_segments()]
+    assert ends == [
+        pytest.approx((1 / 16, 1 / 4)),
+        *(pytest.approx((x, 4 * x)) for x in (1 / 32, 1 / 64)),
+    ]
+
+
+def test_a_row_without_the_measure_is_left_out():
+    table = [row | {"fvu": row["fvu"]} for row in rows(1)]
+    del table[0]["fvu"]
+    (ax,) = draw(table, [Y]).axes
+    assert list(ax.get_lines()[0].get_xdata()) == [8, 16]
+
+
 def test_axes_are_labelled_and_as_logarithmic_as_asked():
     kl = Measure("kl", "KL (nats per token)")
     one, two = draw(rows(), [Y, kl]).axes
