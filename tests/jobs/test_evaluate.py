@@ -181,7 +181,8 @@ def test_what_does_not_fit_is_refused(run, composed, tmp_path, overrides, messag
 
 def test_a_browsable_result_comes_with_its_site(run, composed, tmp_path):
     folder = tmp_path / "eval"
-    run_eval(composed, folder, f"run={run}", "eval=dashboard", "eval.n_tokens=256")
+    short = ["eval=dashboard", "eval.n_tokens=256", "eval.prompts=[the cat sat]"]
+    run_eval(composed, folder, f"run={run}", *short)
     index = folder / "browser" / "index.html"
     assert index.is_file()
     index.write_text("damaged")
