@@ -244,7 +244,20 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         metadata["model_name"] = model
     if config.get("tlens_model_path") is None:
         metadata["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    if (objective := _objective(_part(config, "loss"))) is not None:
+        metadata["training"] = {"objective": {"name": objective}}
     return metadata
+
+
+def _objective(loss: Mapping[str, Any]) -> str | None:
+    """Our word for what the terms of a loss train for; a term with coefficient 0 is only logged."""
+    words = {
+        "e2e_downstream": _part(loss, "in_to_orig").get("total_coeff"),
+        "e2e": _part(loss, "logits_kl").get("coeff"),
+        "local": _part(loss, "out_to_in").get("coeff"),
+    }
+    weighted = (word for word, of in words.items() if isinstance(of, int | float) and of > 0)
+    return next(weighted, None)
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

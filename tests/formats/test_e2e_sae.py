@@ -42,7 +42,32 @@ def test_what_the_config_says(tmp_path):
         "context_size": 1024,
         "prepend_bos": False,
         "dataset_path": "apollo-research/openwebtext",
+        "training": {"objective": {"name": "e2e"}},
     }
+
+
+@pytest.mark.parametrize(
+    ("loss", "objective"),
+    [
+        # As the three kinds of the paper are configured; what has coefficient 0 is only logged.
+        ({"out_to_in": {"coeff": 1.0}, "logits_kl": None, "in_to_orig": None}, "local"),
+        ({"out_to_in": {"coeff": 0.0}, "logits_kl": {"coeff": 1.0}, "in_to_orig": None}, "e2e"),
+        (
+            {
+                "out_to_in": {"coeff": 0.0},
+                "logits_kl": {"coeff": 0.5},
+                "in_to_orig": {"total_coeff": 2.5, "hook_positions": ["blocks.7.hook_resid_pre"]},
+            },
+            "e2e_downstream",
+        ),
+        ({"sparsity": {"coeff": 1.0}}, None),
+        (None, None),
+    ],
+)
+def test_the_loss_says_what_it_was_trained_for(tmp_path, loss, objective):
+    info = inspect_sae(save_pair(tmp_path, config=CONFIG | {"loss": loss}))
+    training = {"objective": {"name": objective}}
+    assert info.metadata.get("training") == (None if objective is None else training)
 
 
 def test_models_of_ones_own_are_processed_as_they_were(tmp_path):
