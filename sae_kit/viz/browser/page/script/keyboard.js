@@ -51,7 +51,7 @@ browser.keyboard = (() => {
     const isTyping = event.target.matches?.("input:not([type=range]):not([type=checkbox]), select, textarea");
     if (event.key === "Escape" && isTyping) event.target.blur();
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey || dialog?.open) return;
-    if (event.key === "/") document.getElementById("search").focus();
+    if (event.key === "/") document.getElementById("search").select();
     else if (event.key === "?") help();
     else if (event.key === "t") browser.theme.next();
     else {
