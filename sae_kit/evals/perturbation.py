@@ -51,6 +51,8 @@ class Probe:
 
     path: Path
     responses: tuple[Response, ...]
+    origin: Float[Tensor, "hosts pos d_model"] | None = None
+    """What the path's outcomes are compared with that of; None: the hosts' own activations."""
 
 
 @torch.no_grad()
@@ -111,20 +113,18 @@ def _group(
     hosts: Hosts, probes: Mapping[str, Probe], plan: "Plan", progress: Progress
 ) -> dict[str, Float[Tensor, "hosts points pos"]]:
     """The responses of a group of hosts, by probe/response."""
-    responses = [response for probe in probes.values() for response in probe.responses]
-    sites = {site for response in responses for site in response.sites}
-    needs_logits = any(response.needs_logits for response in responses)
-    clean = hosts.outcome(hosts.base[:, None], sites=sites, logits=needs_logits)
     n_points = plan.n_points(len(hosts.index))
     values: dict[str, Tensor] = {}
     for name, probe in probes.items():
-        own_sites = {site for response in probe.responses for site in response.sites}
+        sites = {site for response in probe.responses for site in response.sites}
         logits = any(response.needs_logits for response in probe.responses)
+        origin = (hosts.base if probe.origin is None else probe.origin)[:, None]
+        clean = hosts.outcome(origin.to(hosts.base.dtype), sites=sites, logits=logits)
         parts: dict[str, list[Tensor]] = {response.name: [] for response in probe.responses}
         for first in range(0, probe.path.n_points, n_points):
             x = probe.path.at(slice(first, first + n_points)).to(hosts.base.dtype)
-            outcome = hosts.outcome(x, sites=own_sites, logits=logits)
-            _equate(outcome, clean, (x == hosts.base[:, None]).flatten(2).all(-1))
+            outcome = hosts.outcome(x, sites=sites, logits=logits)
+            _equate(outcome, clean, (x == origin).flatten(2).all(-1))
             for response in probe.responses:
                 parts[response.name].append(response(clean, outcome).float().cpu())
             progress.update(x.shape[0] * x.shape[1])

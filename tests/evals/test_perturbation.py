@@ -120,6 +120,28 @@ def test_probes_have_responses_of_their_own():
     assert curves["a/b"]["l2"].shape == (N_HOSTS, 4, 1)
 
 
+@pytest.mark.parametrize("position", [None, -1])
+def test_outcomes_can_be_compared_with_that_of_another_activation(position):
+    place = Place(write="blocks.1.hook_resid_pre", position=position)
+    elsewhere = torch.randn(N_HOSTS, 1, 32, generator=torch.Generator().manual_seed(4))
+
+    def probes(hosts: Hosts) -> dict[str, Probe]:
+        origin = hosts.base + elsewhere[hosts.index]
+        path = Fixed(torch.stack([origin, hosts.base], 1))
+        both = Fixed(torch.stack([hosts.base, origin], 1))
+        return {
+            "from there": Probe(path, (L2(READ), KL()), origin),
+            "from here": Probe(both, (L2(READ), KL())),
+        }
+
+    curves = run(place, probes)
+    for name in ("from there", "from here"):
+        assert all((values[:, 0] == 0).all() for values in curves[name].values())
+    there, here = (curves[name]["l2"][:, 1] for name in ("from there", "from here"))
+    torch.testing.assert_close(there, here)
+    assert (curves["from there"]["kl"][:, 1] - curves["from here"]["kl"][:, 1]).abs().max() > 1e-3
+
+
 def test_finished_groups_are_not_run_again(tmp_path: FilePath, monkeypatch):
     place = Place(write="blocks.1.hook_resid_pre", position=-1)
     cut = Plan(place=place, n_pos=1, n_hosts=2, n_rows=6, flop_per_row=1.0, flop_per_pass=1.0)
