@@ -172,7 +172,8 @@ class Dashboard(Evaluation, name="dashboard"):
 
     def _readout(self, subject: Subject, site: Site) -> dict[str, Tensor]:
         """What an SAE's decoder alone says."""
-        sae, arrays = subject.saes[site], {}
+        sae = subject.saes[site]
+        arrays: dict[str, Tensor] = {}
         rows = sae.W_dec.detach().float()
         if n := min(self.n_neighbours, sae.d_sae - 1):
             index, cosine = nearest_directions(rows, n)

@@ -32,9 +32,8 @@ MEASURES = (
 class Pair:
     """Latents of two sites that go together, with how much they do."""
 
-    up: int
-    """The earlier site's number in the atlas."""
-    down: int
+    sites: tuple[int, int]
+    """Their numbers in the atlas, the earlier site's first."""
     index: Int[Tensor, "n two"]
     """The earlier site's latent and the later one's."""
     n_both: Int[Tensor, " n"]
@@ -130,7 +129,7 @@ class Atlas:
             for key in arrays
             if key.startswith("pairs/") and key.endswith("/index")
         ]
-        return sorted((self._pair(name) for name in names), key=lambda pair: (pair.up, pair.down))
+        return sorted((self._pair(name) for name in names), key=lambda pair: pair.sites)
 
     @cached_property
     def booleans(self) -> list[tuple[int, int, Tensor]]:
@@ -150,9 +149,9 @@ class Atlas:
 
     def _pair(self, name: str) -> Pair:
         assert self.evolution is not None
-        arrays, (up, down) = self.evolution.arrays, self._numbers(name)
+        arrays, sites = self.evolution.arrays, self._numbers(name)
         index = arrays[f"pairs/{name}/index"]
-        self._check_range(f"pairs/{name}/index", index, [self.d_sae[up], self.d_sae[down]])
+        self._check_range(f"pairs/{name}/index", index, [self.d_sae[site] for site in sites])
         columns = {}
         for column in ("n_both", *self.measures):
             values = arrays.get(f"pairs/{name}/{column}")
@@ -163,7 +162,7 @@ class Atlas:
                 )
             columns[column] = values
         n_both = columns.pop("n_both")
-        return Pair(up, down, index, n_both, torch.stack(list(columns.values()), 1).float())
+        return Pair(sites, index, n_both, torch.stack(list(columns.values()), 1).float())
 
     def _numbers(self, name: str) -> tuple[int, int]:
         """The numbers of the two sites in a pair's name, "up>down"."""

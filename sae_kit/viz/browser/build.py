@@ -12,8 +12,8 @@ from sae_kit.log import Progress
 from sae_kit.result import Result
 from sae_kit.viz.browser.atlas import Atlas
 from sae_kit.viz.browser.communities import write_communities
-from sae_kit.viz.browser.labels import labels
-from sae_kit.viz.browser.latents import Labels, write_latents, write_list
+from sae_kit.viz.browser.labels import Labels, labels
+from sae_kit.viz.browser.latents import write_latents, write_list
 from sae_kit.viz.browser.manifest import manifest
 from sae_kit.viz.browser.place import building
 from sae_kit.viz.browser.prompts import write_prompts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_kit.sorting import lexsort, offsets, rank_in_group
 from sae_kit.viz.browser.atlas import Atlas
-from sae_kit.viz.browser.latents import Labels
+from sae_kit.viz.browser.labels import Labels
 from sae_kit.viz.browser.shards import Shards, numbers
 
 PER_SHARD = 32
@@ -72,11 +72,11 @@ def _edges(atlas: Atlas) -> tuple[Int[Tensor, "n six"], Float[Tensor, "n measure
     """
     rows, measures = [torch.empty(0, 6, dtype=torch.int64)], [torch.empty(0, len(atlas.measures))]
     for pair in atlas.pairs:
-        of_up, of_down = atlas.community(pair.up), atlas.community(pair.down)
+        of_up, of_down = (atlas.community(site) for site in pair.sites)
         up, down = pair.index.T
         inside = ((of_up[up] == of_down[down]) & (of_up[up] >= 0)).nonzero().flatten()
         up, down = up[inside], down[inside]
-        sites = [torch.full_like(up, site) for site in (pair.up, pair.down)]
+        sites = [torch.full_like(up, site) for site in pair.sites]
         rows.append(
             torch.stack([of_up[up], sites[0], up, sites[1], down, pair.n_both[inside].long()], 1)
         )

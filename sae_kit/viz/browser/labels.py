@@ -1,11 +1,15 @@
 """A short name for every latent: the tokens at which it is most active."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from sae_kit.viz.browser.atlas import Atlas
 
+Labels = Sequence[Sequence[Sequence[int]]]
+"""By site and latent: see `labels`."""
 SHARE = 0.25
 """Of the activation of the strongest contexts' peaks, what a second token must have."""
 

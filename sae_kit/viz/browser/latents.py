@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_kit.viz.browser.atlas import Atlas
+from sae_kit.viz.browser.labels import Labels
 from sae_kit.viz.browser.neighbours import DOWN, UP, Neighbours, best_of_latents
 from sae_kit.viz.browser.shards import Shards, numbers, significant
 from sae_kit.viz.browser.windows import Windows
@@ -16,15 +17,10 @@ PER_SHARD = 32
 N_ROLES = 12
 """Quasi-boolean candidates shown of a latent, at most."""
 
-Labels = Sequence[Sequence[Sequence[int]]]
-"""By site and latent: see labels.labels."""
-
 
 def write_latents(atlas: Atlas, shards: Shards, site: int, labels: Labels) -> None:
     """Everything about each latent of a site, in shards "latents/<site>/<number>"."""
-    ways = {
-        name: Neighbours(atlas, site, way, labels) for name, way in (("up", UP), ("down", DOWN))
-    }
+    sides = {side.name: Neighbours(atlas, site, side, labels) for side in (UP, DOWN)}
     top, samples = Windows(atlas, site, "top"), Windows(atlas, site, "sample")
     facts, roles = _facts(atlas, site, labels), _roles(atlas, site, labels)
     for number, first in enumerate(range(0, atlas.d_sae[site], PER_SHARD)):
@@ -38,7 +34,7 @@ def write_latents(atlas: Atlas, shards: Shards, site: int, labels: Labels) -> No
                     "top": [window for window in strongest if window],
                     "samples": drawn,
                     "roles": roles.get(latent, [])[:N_ROLES],
-                    **{name: neighbours.of(latent) for name, neighbours in ways.items()},
+                    **{name: neighbours.of(latent) for name, neighbours in sides.items()},
                 }
                 for latent, strongest, drawn in kept
             ],
@@ -58,13 +54,13 @@ def write_list(atlas: Atlas, shards: Shards, site: int, labels: Labels) -> None:
         columns["mean"] = significant(mean)
     if (cosine := atlas.known("decoder_cosine", site)) is not None:
         columns["decoder"] = numbers(cosine[:, 0])
-    for name, way in (("up", UP), ("down", DOWN)):
-        pairs = [pair for pair in atlas.pairs if (pair.down if way == UP else pair.up) == site]
-        if pairs:
-            column = 1 if way == UP else 0
-            best = [best_of_latents(pair, column, atlas.d_sae[site]) for pair in pairs]
+    for side in (UP, DOWN):
+        best = [
+            best_of_latents(pair, side.own, atlas.d_sae[site]) for pair in side.pairs(atlas, site)
+        ]
+        if best:
             for measure, values in zip(atlas.measures, torch.stack(best).amax(0).T, strict=True):
-                columns[f"{name}_{measure}"] = numbers(values)
+                columns[f"{side.name}_{measure}"] = numbers(values)
     shards.write(f"lists/{site}", columns)
 
 

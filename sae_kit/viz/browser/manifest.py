@@ -81,9 +81,10 @@ def _pair(atlas: Atlas, pair: Pair) -> dict[str, Any]:
     """A pair's entry: for each measure, which share of the latents that ever fired has a
     counterpart at every threshold; `forward` of the earlier site's, `backward` of the later one's.
     """
-    entry: dict[str, Any] = {"up": pair.up, "down": pair.down}
-    for name, column, site in (("forward", 0, pair.up), ("backward", 1, pair.down)):
-        best = best_of_latents(pair, column, atlas.d_sae[site])
+    up, down = pair.sites
+    entry: dict[str, Any] = {"up": up, "down": down}
+    for name, own, site in (("forward", 0, up), ("backward", 1, down)):
+        best = best_of_latents(pair, own, atlas.d_sae[site])
         alive = best[atlas.n_active(site) > 0]
         entry[name] = {
             measure: numbers(_shares(values))

@@ -1,6 +1,7 @@
 """Which latents of other sites go with a latent, as the pages list them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -9,32 +10,44 @@ from torch import Tensor
 
 from sae_kit.sorting import lexsort, offsets, rank_in_group
 from sae_kit.viz.browser.atlas import Atlas, Pair
+from sae_kit.viz.browser.labels import Labels
 from sae_kit.viz.browser.shards import numbers
 
-UP, DOWN = 0, 1
 PER_PAIR = 24
 """Neighbours of a latent shown of each other site, at most."""
 
 
 @final
-class Neighbours:
-    """The neighbours of one site's latents in the sites before it (UP) or after it (DOWN)."""
+@dataclass(frozen=True)
+class Side:
+    """On which side of a latent its neighbours are."""
 
-    def __init__(self, atlas: Atlas, site: int, direction: int, labels: "list[list[Any]]") -> None:
-        """
-        Args:
-            atlas: everything.
-            site: whose latents.
-            direction: UP or DOWN.
-            labels: of every site's latents.
-        """
+    name: str
+    own: int
+    """Where the latent itself stands in a pair: 0 before, 1 after."""
+
+    @property
+    def other(self) -> int:
+        """Where its neighbour does."""
+        return 1 - self.own
+
+    def pairs(self, atlas: Atlas, site: int) -> list[Pair]:
+        """The pairs that join a site to others on this side."""
+        return [pair for pair in atlas.pairs if pair.sites[self.own] == site]
+
+
+UP, DOWN = Side("up", own=1), Side("down", own=0)
+
+
+@final
+class Neighbours:
+    """The neighbours of one site's latents on one side."""
+
+    def __init__(self, atlas: Atlas, site: int, side: Side, labels: Labels) -> None:
         self._labels = labels
-        own, other = (1, 0) if direction == UP else (0, 1)
         self._parts = [
-            (pair.up if direction == UP else pair.down, _Grouped(pair, own, other, n))
-            for pair in atlas.pairs
-            if (pair.down if direction == UP else pair.up) == site
-            for n in [atlas.d_sae[site]]
+            (pair.sites[side.other], _Grouped(pair, side, atlas.d_sae[site]))
+            for pair in side.pairs(atlas, site)
         ]
 
     def of(self, latent: int) -> list[list[Any]]:
@@ -48,13 +61,13 @@ class Neighbours:
 
 @final
 class _Grouped:
-    """A pair's rows by one of its columns: the strongest of each latent."""
+    """A pair's rows by one of its two latents: the strongest of each."""
 
-    def __init__(self, pair: Pair, own: int, other: int, n_latents: int) -> None:
-        latent = pair.index[:, own]
+    def __init__(self, pair: Pair, side: Side, n_latents: int) -> None:
+        latent = pair.index[:, side.own]
         rows = strongest(latent, pair.measures, PER_PAIR)
         self._offsets = offsets(latent[rows].contiguous(), n_latents)
-        self._other = pair.index[rows, other].tolist()
+        self._other = pair.index[rows, side.other].tolist()
         self._n_both = pair.n_both[rows].tolist()
         self._measures = numbers(pair.measures[rows])
 
@@ -75,8 +88,14 @@ def strongest(
     return order[rank_in_group(latent[order]) < n_each]
 
 
-def best_of_latents(pair: Pair, column: int, n_latents: int) -> Float[Tensor, "latents measures"]:
-    """The largest value of each measure that each latent has in a pair; 0 where it has none."""
+def best_of_latents(pair: Pair, own: int, n_latents: int) -> Float[Tensor, "latents measures"]:
+    """The largest value of each measure that each latent has in a pair; 0 where it has none.
+
+    Args:
+        pair: the pair.
+        own: 0 for the latents of its earlier site, 1 for those of the later one.
+        n_latents: how many that site has.
+    """
     best = torch.zeros(n_latents, pair.measures.shape[1])
-    latent = pair.index[:, column, None].expand_as(pair.measures)
+    latent = pair.index[:, own, None].expand_as(pair.measures)
     return best.scatter_reduce(0, latent, pair.measures, "amax")

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_kit.viz.browser.atlas import Atlas, Pair
-from sae_kit.viz.browser.latents import Labels
+from sae_kit.viz.browser.labels import Labels
 from sae_kit.viz.browser.shards import Shards, numbers, significant
 
 PER_SITE = 16
@@ -18,7 +18,7 @@ def write_prompts(atlas: Atlas, shards: Shards, labels: Labels) -> dict[str, Any
     """Every prompt in a shard "prompts/<number>"; returns the manifest's part: their tokens."""
     arrays = atlas.dashboard.arrays if atlas.dashboard is not None else {}
     pairs = [_Joined(pair) for pair in atlas.pairs]
-    listed = []
+    listed: list[list[int]] = []
     while (tokens := arrays.get(f"prompt/{len(listed)}/tokens")) is not None:
         number = len(listed)
         places = [_place(atlas, number, position, pairs, labels) for position in range(len(tokens))]
@@ -82,8 +82,9 @@ def _place(
             [site, one, labels[site][one], *more] for one, *more in zip(*columns, strict=True)
         ]
     edges = [
-        [first[joined.pair.up] + a, first[joined.pair.down] + b, n_both, *measures]
+        [first[up] + a, first[down] + b, n_both, *measures]
         for joined in pairs
-        for a, b, n_both, measures in joined.among(active[joined.pair.up], active[joined.pair.down])
+        for up, down in [joined.pair.sites]
+        for a, b, n_both, measures in joined.among(active[up], active[down])
     ]
     return {"nodes": nodes, "edges": edges}

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sae_kit.sorting import lexsort, offsets, rank_in_group
 from sae_kit.viz.browser.atlas import Atlas
-from sae_kit.viz.browser.labels import n_before, peak_tokens
-from sae_kit.viz.browser.latents import Labels
+from sae_kit.viz.browser.labels import Labels, n_before, peak_tokens
 from sae_kit.viz.browser.shards import Shards, numbers
 from sae_kit.viz.browser.windows import FULL
 

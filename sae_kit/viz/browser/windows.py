@@ -42,9 +42,10 @@ class Windows:
         tokens = self._contexts.flatten()[around.clamp(0, self._contexts.numel() - 1)]
         begins, n_inside = inside.int().argmax(-1), inside.sum(-1)
         context, position = place // n_pos, place % n_pos
-        columns = (place, context, position, begins, n_inside, tokens, self._scaled(first, last))
+        used, scaled = place >= 0, self._scaled(first, last)
+        columns = (used, context, position, begins, n_inside, tokens, scaled)
         return [
-            [self._window(*one) if one[0] >= 0 else None for one in zip(*latent, strict=True)]
+            [self._window(*one) if is_used else None for is_used, *one in zip(*latent, strict=True)]
             for latent in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
@@ -56,7 +57,6 @@ class Windows:
 
     def _window(
         self,
-        _place: int,
         context: int,
         position: int,
         begin: int,

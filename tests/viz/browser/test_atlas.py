@@ -27,7 +27,7 @@ def test_both_results_together_or_either_alone():
         assert atlas.sites == list(toy_results.SITES)
         assert atlas.d_sae == [70, 70, 70]
     assert both.measures == other.measures == list(MEASURES)
-    assert [(pair.up, pair.down) for pair in both.pairs] == [(0, 1), (1, 2)]
+    assert [pair.sites for pair in both.pairs] == [(0, 1), (1, 2)]
     assert one.pairs == one.measures == one.booleans == []
     assert (one.community(0) == -1).all()
     assert other.known("top_place", 0) is None

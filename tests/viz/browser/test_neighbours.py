@@ -28,6 +28,6 @@ def test_the_strongest_by_every_measure_come_in_turn():
 
 def test_the_best_of_each_latent():
     index = torch.tensor([[0, 1], [0, 2], [2, 1]])
-    pair = Pair(0, 1, index, torch.ones(3).long(), torch.tensor([[0.1], [0.4], [0.3]]))
+    pair = Pair((0, 1), index, torch.ones(3).long(), torch.tensor([[0.1], [0.4], [0.3]]))
     assert best_of_latents(pair, 0, 4)[:, 0].tolist() == pytest.approx([0.4, 0, 0.3, 0])
     assert best_of_latents(pair, 1, 3)[:, 0].tolist() == pytest.approx([0, 0.3, 0.4])
