@@ -61,7 +61,8 @@ class Bench:
         """`[n_contexts pos d_model]` at every node layer; the first token is left out."""
         self.tested = self._activations(tokens[n_contexts:])
         """On other contexts."""
-        self._clean = [self._predictions(sites[0], x) for x in self.tested[sites[0]].split(self._batch)]
+        batches = self.tested[sites[0]].split(self._batch)
+        self._clean = [self._predictions(sites[0], x) for x in batches]
 
     def first_batch(self, site: Site) -> Float[Tensor, "contexts pos d_model"]:
         """The first batch of tested contexts."""

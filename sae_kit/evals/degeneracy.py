@@ -162,7 +162,8 @@ class Degeneracy(Evaluation, name="degeneracy"):
         rows = [row for row in result.rows if row["kind"] == "matrix"]
         return {
             "spectra": spectra.by_block(
-                panels, title=f"What the weight matrices of {model} see and pass on ({tokens})"
+                panels,
+                title=f"What the matrices of {model} see and pass on ({tokens}; blocks from 1)",
             ),
             "free": spectra.free_shares(
                 rows, title=f"Parameters of {model} that change no prediction ({tokens})"

@@ -22,7 +22,7 @@ def by_block(panels: Mapping[str, Mapping[int, Float[Tensor, " d"]]], *, title: 
     """
     figure, axes = grid(len(panels), n_columns=4, panel=(3.2, 2.6), title=title)
     blocks = sorted({block for lines in panels.values() for block in lines})
-    shades = Shades([1.0 + block for block in blocks], "block, the first being 1")
+    shades = Shades([1.0 + block for block in blocks], "block")
     for ax, (name, lines) in zip(axes, panels.items(), strict=True):
         for block, spectrum in lines.items():
             relative = (spectrum / spectrum.max()).tolist()
