@@ -17,6 +17,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site of feature evolution alone."""
+    folder = tmp_path_factory.mktemp("evolved") / "site"
+    build([toy_results.evolution()], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site of a dashboard alone."""
     folder = tmp_path_factory.mktemp("single") / "site"

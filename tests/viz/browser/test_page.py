@@ -90,6 +90,15 @@ def test_a_single_layer_needs_no_evolution(driver, single, address):
     assert not driver.find_elements("css selector", ".panel.up")
 
 
+@pytest.mark.parametrize("address", ["", f"#{MIDDLE}", f"#{MIDDLE}/5", "#community/0"])
+def test_evolution_alone_is_enough(driver, evolved, address):
+    open_page(driver, evolved, address)
+    assert text_of(driver, ".notice") == []
+    assert not driver.find_elements("css selector", ".context")
+    open_page(driver, evolved, "#search/word")
+    assert "built without contexts" in text_of(driver, ".notice")[0]
+
+
 def test_a_latent_page_has_what_is_known_of_it(driver, site):
     open_page(driver, site, f"#{MIDDLE}/5")
     assert len(text_of(driver, ".left > .panel .context")) >= 6

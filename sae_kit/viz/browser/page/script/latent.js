@@ -77,7 +77,11 @@ browser.latent = (() => {
       browser.manifest.n_contexts > 0 ? browser.tokens.load() : null,
     ]);
     const about = browser.manifest.sites[site];
-    const hasPairs = browser.manifest.pairs.some((pair) => pair.up === site || pair.down === site);
+    const has = {
+      up: browser.manifest.pairs.some((pair) => pair.down === site),
+      down: browser.manifest.pairs.some((pair) => pair.up === site),
+    };
+    const hasPairs = has.up || has.down;
     const name = browser.tokens.label(data.label);
     const lineage = hasPairs
       ? browser.lineage.panel(site, latent, data, [el("a", { class: "wide", href: browser.route.graph(site, latent) }, "large")])
@@ -99,8 +103,8 @@ browser.latent = (() => {
           el("div", { class: "left" }, row, browser.contexts.panels(data)),
           el("div", { class: "right" },
             lineage ? el("section", { class: "panel lineage" }, el("h2", {}, "Over the layers"), lineage.element) : null,
-            hasPairs ? browser.neighbours.crossLayer("Upstream", "up", data.up) : null,
-            hasPairs ? browser.neighbours.crossLayer("Downstream", "down", data.down) : null,
+            has.up ? browser.neighbours.crossLayer("Upstream", "up", data.up) : null,
+            has.down ? browser.neighbours.crossLayer("Downstream", "down", data.down) : null,
             roles(site, latent, data),
             data.decoder ? browser.neighbours.decoder(site, data.decoder) : null)),
       ],
