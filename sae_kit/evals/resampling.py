@@ -61,6 +61,23 @@ def interval(draws: Float[Tensor, " draws"], *, level: float = 0.95) -> Interval
     return Interval(draws[0].item(), low, high)
 
 
+def median_interval(
+    values: Float[Tensor, " n"], *, seed: int, n_resamples: int = 1000, level: float = 0.95
+) -> Interval:
+    """The median of independent values with its percentile bootstrap interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    if len(values) == 0:
+        raise ValueError("values: empty; a median needs at least one value")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(values), (n_resamples, len(values)), generator=generator)
+    medians = values.cpu().double()[drawn].quantile(0.5, dim=1)
+    own = values.cpu().double().quantile(0.5)
+    return interval(torch.cat([own[None], medians]), level=level)
+
+
 def area(
     lengths: Float[Tensor, " points"], curves: Float[Tensor, "draws points"]
 ) -> Float[Tensor, " draws"]:

@@ -15,7 +15,9 @@ KINDS = {
 OTHER = "special scale"
 
 
-def losses(lines: Sequence[Mapping[str, int | float]], removals: Sequence[tuple[int, str]]) -> Figure:
+def losses(
+    lines: Sequence[Mapping[str, int | float]], removals: Sequence[tuple[int, str]]
+) -> Figure:
     """Training loss and held-out losses against the step, with a mark for every removal.
 
     Args:

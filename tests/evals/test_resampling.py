@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_kit.evals.resampling import Resamples, area, crossing, interval
+from sae_kit.evals.resampling import Resamples, area, crossing, interval, median_interval
 from sae_kit.maths import bootstrap_interval
 
 LENGTHS = torch.tensor([0.5, 1.0, 3.0])
@@ -86,3 +86,17 @@ def test_an_interval_is_of_the_draws_after_the_first():
     draws = torch.cat([torch.tensor([7.0]), torch.linspace(0, 100, 1001)]).double()
     found = interval(draws)
     assert (found.estimate, found.low, found.high) == pytest.approx((7.0, 2.5, 97.5))
+
+
+def test_the_interval_of_a_median_holds_it_and_shrinks_with_the_root_of_the_number():
+    widths = []
+    for n in (50, 800):
+        values = torch.randn(n, generator=torch.Generator().manual_seed(1)) + 3.0
+        found = median_interval(values, seed=0)
+        assert found.estimate == pytest.approx(values.double().quantile(0.5).item())
+        assert found.low < found.estimate < found.high
+        widths.append(found.high - found.low)
+    assert widths[1] == pytest.approx(widths[0] / 4, rel=0.5)
+    assert median_interval(torch.ones(5), seed=0).high == 1.0
+    with pytest.raises(ValueError, match="values: empty"):
+        median_interval(torch.tensor([]), seed=0)
