@@ -21,7 +21,7 @@ from sae_kit.models.gpt2 import GPT2
 from sae_kit.result import Result
 from sae_kit.sae.topk import TopKConfig
 
-SITE, READ = "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"
+SITE, READ = "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"
 SMALL = SensitiveDirections(
     directions=(*DIRECTIONS, *SAE_DIRECTIONS),
     sites=(SITE,),
@@ -35,8 +35,8 @@ FEW = dataclasses.replace(SMALL, directions=("cov_mixture", "real_mixture"), sub
 
 @pytest.fixture(scope="module")
 def one(subject):
-    """With an SAE at one site only."""
-    return dataclasses.replace(subject, saes={SITE: subject.saes[SITE]})
+    """With an SAE at one site only, behind which positions still see one another."""
+    return dataclasses.replace(subject, saes=toy_subject.random_saes((SITE,)))
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,24 @@ def test_zero_ablation_is_what_a_run_with_the_site_edited_says(one, result):
     row = rows(result, "substitution")["zero"]
     for name, values in {"kl": kl, "l2": l2, "delta_ce": delta_ce}.items():
         assert row[name] == pytest.approx(values[counts].mean().item(), rel=1e-4), name
+
+
+def test_a_ray_is_what_a_run_with_the_site_edited_says(one, result):
+    """Tokens that do not count are left where they are: others attend to them."""
+    prompts = prompts_of(one)
+    counts = prompts.hosts_count & (torch.arange(10) < 9)
+    clean = one.model.run(prompts.hosts, capture=[SITE])
+    x = clean.acts[SITE]
+    length = SMALL.lengths[1] * result.scalars[f"unit/{SITE}"]
+    error = one.saes[SITE](x) - x
+    moved = x + length * error / error.norm(dim=-1, keepdim=True)
+    edited = one.model.run(prompts.hosts, edit={SITE: lambda x: moved.where(counts[..., None], x)})
+    log_p, log_q = (run.logits.double().log_softmax(-1) for run in (clean, edited))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)[counts]
+    assert curve(result, "sae_error")[0, 1].item() == pytest.approx(kl.mean().item(), rel=1e-3)
+    quartiles = kl.quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    drawn = curve(result, "sae_error", "kl/quartiles")[:, 1]
+    torch.testing.assert_close(drawn, quartiles, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("position", [4, -1])
@@ -188,6 +206,9 @@ def test_the_error_is_reached_where_the_reconstruction_is(one):
 
 def test_lengths_are_multiples_of_the_median_norm_unless_a_unit_is_given(one, result):
     unit = result.scalars[f"unit/{SITE}"]
+    prompts = prompts_of(one)
+    real = one.model.run(prompts.others, capture=[SITE]).acts[SITE][prompts.others_count]
+    assert unit == pytest.approx(real.norm(dim=-1).median().item(), rel=1e-5)
     absolute = dataclasses.replace(
         SMALL, unit=1.0, lengths=tuple(length * unit for length in SMALL.lengths)
     ).run(one)
@@ -214,10 +235,10 @@ def test_groups_and_memory_change_nothing_but_rounding(one, result, monkeypatch)
         assert measures(ours) == pytest.approx(measures(whole), rel=1e-3, abs=1e-5)
 
 
-def test_other_directions_and_sites_change_nothing(subject, result):
+def test_other_directions_and_sites_change_nothing(subject, one, result):
     """Draws belong to a name: what else is measured plays no part."""
-    found = FEW.run(subject)
-    assert len({row["site"] for row in found.rows if row["kind"] == "substitution"}) == 3
+    found = FEW.run(dataclasses.replace(subject, saes={**subject.saes, **one.saes}))
+    assert len({row["site"] for row in found.rows if row["kind"] == "substitution"}) == 4
     for name in FEW.directions:
         torch.testing.assert_close(curve(found, name), curve(result, name), rtol=1e-4, atol=1e-6)
 
