@@ -23,6 +23,7 @@ The paper's integral starts where its constant coordinate is 0, too; ours where 
 they are, so that what directions add is measured from the mean activation.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
@@ -176,17 +177,24 @@ def strongest(strengths: Float[Tensor, "k_there k_here"], n: int) -> Bool[Tensor
     return kept.view(strengths.shape)
 
 
-def fewest(n: int, is_enough: Callable[[int], bool]) -> int:
+def fewest(n: int, is_enough: Callable[[int], bool], *, within: float = 0.0) -> int:
     """The smallest number up to `n` that is enough, by bisection; `n` if no smaller one is.
 
+    Args:
+        n: the largest number, which is enough.
+        is_enough: tells of a number.
+        within: how much too large the answer may be, as a share of it; saves questions.
+
     Limits: exact where more is never worse, which is not sure of ablations; then a number that is
-    enough, of which one less is not.
+    enough, of which a smaller one that was asked about is not.
     """
-    low, high = 0, n
-    while low < high:
-        middle = (low + high) // 2
+    low, high = -1, n  # low is not enough, high is
+    while high - low > 1 and (high > low * (1 + within) or low < 1):
+        # Between numbers of different size the middle is the geometric one.
+        middle = round(math.sqrt(low * high)) if low >= 1 else (low + high) // 2
+        middle = min(max(middle, low + 1), high - 1)
         if is_enough(middle):
             high = middle
         else:
-            low = middle + 1
+            low = middle
     return high

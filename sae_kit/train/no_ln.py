@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["ln2", "ln1.qk", "ln1.v", "ln_final", "eot", "first"]
 
-SMOOTHING = 0.2
+SMOOTHING = 0.1
 """Weight of the newest loss in the running mean that tells whether the loss has recovered."""
 
 

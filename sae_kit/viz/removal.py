@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from sae_kit.viz.plots import INK, PALETTE, axis_labels, grid, legend
+from sae_kit.viz.plots import INK, PALETTE, axis_labels, grid
 
 KINDS = {
     "ln2": "norm before the MLP",
@@ -49,5 +49,6 @@ def losses(
         )
         seen.add(kind)
     axis_labels(ax, "step", "cross-entropy (nats per token)")
-    legend(ax)
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure

@@ -195,7 +195,7 @@ def test_the_strongest_edges_are_kept_and_ties_have_an_order():
     assert strongest(strengths, 3).tolist() == [[True, True], [False, True]]
 
 
-@pytest.mark.parametrize("answer", [0, 1, 37, 100])
+@pytest.mark.parametrize("answer", [0, 1, 2, 37, 99, 100])
 def test_bisection_finds_the_fewest(answer):
     asked: list[int] = []
 
@@ -204,4 +204,17 @@ def test_bisection_finds_the_fewest(answer):
         return n >= answer
 
     assert fewest(100, is_enough) == answer
-    assert len(asked) <= 7
+    assert len(asked) == len(set(asked)) <= 14
+
+
+@pytest.mark.parametrize("answer", [1, 300, 5000, 65000])
+def test_a_rough_answer_is_enough_and_within_what_was_asked_for(answer):
+    asked: list[int] = []
+
+    def is_enough(n: int) -> bool:
+        asked.append(n)
+        return n >= answer
+
+    found = fewest(65536, is_enough, within=0.05)
+    assert answer <= found <= 1.05 * answer
+    assert len(asked) <= 16

@@ -53,7 +53,7 @@ PRIMARY = {
     "eval": Evaluate,
 }
 
-OTHER_VALUES = {"architecture/demo"}
+OTHER_VALUES = {"architecture/demo", "removal/demo"}
 """Files whose values differ from the defaults, which is what they are for; the keys agree."""
 
 NOT_CONFIG = {"experiment", "sweep"}
@@ -176,11 +176,20 @@ def test_experiment_is_a_config_of_known_keys(experiment):
     assert config != from_node(TrainSAEs, compose("train"))
 
 
+def test_the_control_of_a_removal_differs_in_nothing_else():
+    values = [compose("language_model", f"experiment=lm/{name}") for name in ("no_ln", "with_ln")]
+    assert values[0].pop("removal") is not None
+    assert values[1].pop("removal", None) is None
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize("experiment", LM_EXPERIMENTS)
 def test_language_model_experiment_is_a_config_of_known_keys(experiment):
     values = compose("language_model", f"experiment=lm/{experiment}", "data.text_paths=[books]")
     config = from_node(TrainLanguageModel, values)
-    assert config.removal is not None
+    assert (config.removal is None) == (experiment == "with_ln")
+    if config.removal is None:
+        return
     n_tokens_per_step = config.lm.batch_contexts * config.data.context_size
     last = config.removal.events(config.architecture.n_layer)[-1]
     assert last.step < config.lm.n_tokens // n_tokens_per_step
