@@ -21,7 +21,7 @@ browser.flow = (() => {
     }
   }
 
-  const heading = (name) => (/^\d+$/.test(name) ? `block ${name}` : name);
+  const heading = (name, n) => (/^\d+$/.test(name) && n <= 8 ? `block ${name}` : name);
   const percent = (x) => `${Math.round(100 * x)} %`;
 
   function draw(pairs, measure, threshold) {
@@ -48,7 +48,7 @@ browser.flow = (() => {
     sites.forEach((site, i) => parts.push(
       svg("a", { href: browser.route.list(site), "aria-label": `latents of ${browser.manifest.sites[site].name}` },
         svg("rect", { class: "column", x: i * pitch, y: TOP, width: BAR, height: HEIGHT, rx: 3 }),
-        svg("text", { class: "column-name", x: i * pitch + BAR / 2, y: TOP - 10, "text-anchor": i === 0 ? "start" : i === sites.length - 1 ? "end" : "middle" }, heading(names[site])))));
+        svg("text", { class: "column-name", x: i * pitch + BAR / 2, y: TOP - 10, "text-anchor": i === 0 ? "start" : i === sites.length - 1 ? "end" : "middle" }, heading(names[site], sites.length)))));
     return parts;
   }
 

@@ -24,6 +24,8 @@ browser.graph = (() => {
     const info = el("div", { class: "graph-info" }, says, example);
     const controls = el("div", { class: "graph-controls" });
     let shown = { nodes: [], edges: [], buttons: [] };
+    let isMoved = false; // by the reader: it stays where they put it
+    for (const does of ["wheel", "pointerdown"]) scroller.addEventListener(does, () => { isMoved = true; }, { passive: true });
 
     const column = () => measures().indexOf(chosen());
     const strength = (edge) => edge.values[column()];
@@ -176,6 +178,8 @@ browser.graph = (() => {
       });
       lines.replaceChildren(...shown.edges.map((edge) => edge.path));
       nodesAt.replaceChildren(...heads, ...buttons.flat());
+      const middleOf = at[nodes.findIndex((node) => node.isCentre)];
+      if (middleOf && !isMoved) scroller.scrollLeft = middleOf.left + (width - scroller.clientWidth) / 2;
       tell("");
     }
 
