@@ -16,9 +16,10 @@ The table has a row for every site: n_alive (latents that fired at all), dead_fr
 mean_activation (of active latents), median_frequency (of those alive), writes (the site that the
 SAE reconstructs), neuronpedia (the SAE's id there, if its file has one).
 
-Memory: 4 (28 + window / 2) bytes for every window kept, of which a latent has n_top + 8 n_samples;
-with the defaults 36 MB for 24,576 latents, and as much again in the result. No matrix of rows by
-latents outlives its chunk of 2,048 rows, and sparse architectures make none.
+Memory: every window kept takes 8 bytes and 2 for each of its tokens, and a latent has n_top +
+8 n_samples of them. With the defaults that is 43 MB for 24,576 latents, histograms included, and as
+much again in the result. No matrix of rows by latents outlives its chunk of 2,048 rows, and sparse
+architectures make none.
 
 Limits: activations above 65,504 are kept as that in windows. Logit effects take the direct path
 only.
