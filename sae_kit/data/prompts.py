@@ -10,9 +10,10 @@ counted, so that positions line up across prompts; too few left is a ValueError.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar, final
 
 from sae_kit.data.grammar import (
@@ -45,6 +46,17 @@ class Prompt:
     positions: Mapping[str, int]
     """Label -> index into `clean`; "end" is the last token."""
 
+    def is_aligned(self, other: "Prompt") -> bool:
+        """Whether both have one length, and the same labels at the same set of positions.
+
+        ABBA and BABA prompts of one sentence are aligned: their labels changed places.
+        """
+        return (
+            len(self.clean) == len(other.clean)
+            and self.positions.keys() == other.positions.keys()
+            and set(self.positions.values()) == set(other.positions.values())
+        )
+
 
 class PromptFamily(ABC):
     """Draws prompts and documents. Deterministic in (tokenizer, seed, split, index)."""
@@ -53,17 +65,15 @@ class PromptFamily(ABC):
     left_out: tuple[str, ...] = ()
     """Words not used because the tokenizer splits them."""
 
-    def prompts(
-        self, n: int, *, seed: int, split: Split = "heldout", equal_length: bool = False
-    ) -> list[Prompt]:
-        """`n` prompts; all as long as the first one where `equal_length`."""
+    def prompts(self, n: int, *, seed: int, split: Split = "heldout") -> list[Prompt]:
+        """`n` prompts, of any length and kind of sentence."""
+        return list(islice(self.stream(seed=seed, split=split), n))
+
+    def stream(self, *, seed: int, split: Split = "heldout") -> Iterator[Prompt]:
+        """Prompts without end; `prompts` gives the first of them."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
-        found: list[Prompt] = []
-        while len(found) < n:
-            prompt = self.draw(rng, split)
-            if not equal_length or not found or len(prompt.clean) == len(found[0].clean):
-                found.append(prompt)
-        return found
+        while True:
+            yield self.draw(rng, split)
 
     @abstractmethod
     def draw(self, rng: random.Random, split: Split) -> Prompt:
@@ -79,6 +89,7 @@ class Induction(PromptFamily):
     """A random token sequence, repeated: the second half can only be predicted by copying.
 
     The corrupted prompt has another first half. Nothing is held out but the draws themselves.
+    Labels: first (where the last token stood before), copied (after it: the answer), repeat.
     """
 
     name = "induction"
@@ -105,6 +116,7 @@ class Induction(PromptFamily):
             wrong=(wrong,),
             positions={
                 "first": self._length - 2,
+                "copied": self._length - 1,
                 "repeat": self._length,
                 "end": 2 * self._length - 2,
             },

@@ -1,7 +1,7 @@
 """The prompts in tokens: positions point where they say, answers are single tokens."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -53,10 +53,25 @@ def test_prompts_are_what_the_tokenizer_makes_of_the_text(name: str, tokenizer: 
         assert tuple(tokenizer.encode(tokenizer.decode(answered))) == answered
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_prompts_of_equal_length(name: str, word_tokenizer: Tokenizer) -> None:
-    prompts = families(word_tokenizer)[name].prompts(40, seed=3, equal_length=True)
-    assert len({len(prompt.clean) for prompt in prompts}) == 1
+def test_the_two_orders_of_one_sentence_are_aligned(word_tokenizer: Tokenizer) -> None:
+    prompts = families(word_tokenizer)["ioi"].prompts(200, seed=3)
+    by_template = {prompt.template: prompt for prompt in prompts}
+    assert len(by_template) == 6
+    for template, prompt in by_template.items():
+        order, sentence = template.split(" ", 1)
+        twins = {other for other in by_template if prompt.is_aligned(by_template[other])}
+        assert {f"ABBA {sentence}", f"BABA {sentence}"} <= twins
+        other = by_template[f"{'BABA' if order == 'ABBA' else 'ABBA'} {sentence}"]
+        assert prompt.positions["IO"] == other.positions["S1"]
+
+
+def test_prompts_of_other_lengths_or_labels_are_not_aligned(tiny_tokenizer: Tokenizer) -> None:
+    (short,) = Induction(tiny_tokenizer, length=5).prompts(1, seed=0)
+    (long,) = Induction(tiny_tokenizer, length=6).prompts(1, seed=0)
+    assert short.is_aligned(short)
+    assert not short.is_aligned(long)
+    assert not short.is_aligned(replace(short, positions={"end": 8}))
+    assert not short.is_aligned(replace(short, positions={**short.positions, "first": 0}))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,7 +112,7 @@ def test_induction_repeats(tiny_tokenizer: Tokenizer) -> None:
     for prompt in Induction(tiny_tokenizer, length=7).prompts(20, seed=0):
         sequence = prompt.clean[:7]
         assert (*prompt.clean[7:], *prompt.answers) == sequence
-        assert prompt.positions == {"first": 5, "repeat": 7, "end": 12}
+        assert prompt.positions == {"first": 5, "copied": 6, "repeat": 7, "end": 12}
         assert prompt.clean[prompt.positions["first"]] == prompt.clean[prompt.positions["end"]]
         assert prompt.corrupt[7:] == prompt.clean[7:]
 
