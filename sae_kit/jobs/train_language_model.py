@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -25,11 +25,13 @@ from sae_kit.log import LoggerConfig
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.hooks import torch_device
 from sae_kit.models.pretrained import load_model, save_model
+from sae_kit.models.snapshots import Moment, save_snapshot
 from sae_kit.models.tokenizer import N_BYTE_TOKENS, Tokenizer, train_bpe
 from sae_kit.result import Result
 from sae_kit.train.language_model import LanguageModelConfig, LanguageModelTask
 from sae_kit.train.loop import CHECKPOINTS, Loop, LoopPlan
 from sae_kit.train.no_ln import RemovalConfig, RemoveNorms
+from sae_kit.train.snapshots import WithSnapshots
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +64,18 @@ class TrainLanguageModel:
     """
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.lm.snapshots and self.removal is not None:
+            raise ValueError(
+                "lm.snapshots: a model some of whose norms are removed is in no format; leave them "
+                "out where norms are removed"
+            )
+
 
 def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome:
     """Train as the config `values` says, in the run folder.
 
-    The model lands in `model/`, in Hugging Face layout.
+    The model lands in `model/`, in Hugging Face layout, and its snapshots in `snapshots/`.
 
     Raises:
         ValueError: the config does not fit together; nothing has been written then.
@@ -85,6 +94,7 @@ def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) 
         )
     model, tokenizer = _start(config, folder / TOKENIZER if resume else None)
     task = _task(config, model, tokenizer)
+    watched = _with_snapshots(task, config.lm.snapshots, tokenizer, folder)
     if not resume:
         tokenizer.save(folder / TOKENIZER)
     record_start(folder, values)
@@ -97,7 +107,7 @@ def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) 
         remedy="lower lm.lr_matrix and lm.lr_other, or raise lm.n_warmup_steps",
     )
     with contextlib.closing(config.logger.build(folder, values)) as logger:
-        loop = Loop(task, plan, folder=folder, loggers=[logger])
+        loop = Loop(watched, plan, folder=folder, loggers=[logger])
         if resume:
             loop.resume()
         stopped = loop.run()
@@ -167,6 +177,23 @@ def _task(config: TrainLanguageModel, model: GPT2, tokenizer: Tokenizer) -> Lang
         return RemoveNorms(removal, model, contexts, eot_id=tokenizer.eot_id, n_steps=n_steps)
 
     return LanguageModelTask(config.lm, model, source, heldout, norms)
+
+
+def _with_snapshots(
+    task: LanguageModelTask, steps: Sequence[int], tokenizer: Tokenizer, folder: Path
+) -> WithSnapshots:
+    """The task, whose model is kept after these steps."""
+    if (last := max(steps, default=0)) > task.n_steps:
+        raise ValueError(
+            f"lm.snapshots: {last} comes after the last step, {task.n_steps}; leave it out, or "
+            "train on more tokens"
+        )
+
+    def save(step: int) -> None:
+        moment = Moment(step=step, n_tokens=step * task.n_tokens_per_step)
+        save_snapshot(task.model, tokenizer, folder, moment)
+
+    return WithSnapshots(task, steps, save)
 
 
 def _draw_removals(folder: Path, norms: RemoveNorms) -> None:

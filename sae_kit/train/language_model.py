@@ -67,6 +67,8 @@ class LanguageModelConfig:
     """Steps between checkpoints."""
     n_checkpoints: int = 2
     """Checkpoints kept."""
+    snapshots: tuple[int, ...] = ()
+    """Finished steps at which the weights are kept for good, as a model; 0: before the first."""
     seed: int = 0
     """Draws the initial weights and the order of the data."""
 
@@ -88,6 +90,8 @@ class LanguageModelConfig:
         for name in ("weight_decay", "n_warmup_steps", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 or more")
+        if min(self.snapshots, default=0) < 0:
+            raise ValueError(f"snapshots: {list(self.snapshots)} has a negative step")
         if not 0 <= self.decay_fraction <= 1:
             raise ValueError(f"decay_fraction: {self.decay_fraction} is not between 0 and 1")
         if self.eval_every % self.log_every:

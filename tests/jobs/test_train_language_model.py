@@ -14,6 +14,8 @@ from sae_kit.dist import World
 from sae_kit.jobs import train_language_model as job
 from sae_kit.jobs.train import train
 from sae_kit.jobs.train_language_model import tokenizer_texts
+from sae_kit.models.gpt2 import GPT2
+from sae_kit.models.snapshots import find_snapshots
 from sae_kit.models.tokenizer import Tokenizer
 
 
@@ -59,6 +61,50 @@ def test_the_saved_model_has_the_last_held_out_loss(run, tiny_folder, cache, mon
     assert last["step"] == 10
     # bfloat16 autocast in the run, float32 here.
     assert last["heldout/text"] == pytest.approx(float(loss), abs=0.02)
+
+
+def test_snapshots_are_the_model_at_their_steps(
+    composed, tiny_language_model, tmp_path, cache, run
+):
+    """They change nothing: the last one is the model that a run without them leaves."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        composed(
+            tmp_path, *tiny_language_model, "lm.snapshots=[0,4,10]", name="language_model"
+        ) as cfg,
+    ):
+        patch.setenv("SAE_KIT_CACHE", str(cache))
+        assert train(cfg).stopped is None
+    found = find_snapshots(tmp_path)
+    per_step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["tokens"] // 10
+    assert [(moment.step, moment.n_tokens) for moment in found.values()] == [
+        (step, step * per_step) for step in (0, 4, 10)
+    ]
+    first, between, last = (load_model(str(folder)).model for folder in found)
+    initial = GPT2(first.config, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first.W_E, initial.W_E)
+    assert not torch.equal(between.W_E, last.W_E)
+    assert torch.equal(last.W_E, load_model(str(run / "model")).model.W_E)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lm.snapshots=[11]"], r"lm\.snapshots: 11 comes after the last step, 10"),
+        (["lm.snapshots=[-1]"], r"lm\.snapshots: \[-1\] has a negative step"),
+        (["lm.snapshots=[1]", "removal=demo"], r"lm\.snapshots: .* norms are removed"),
+    ],
+)
+def test_snapshots_that_cannot_be_are_refused(
+    composed, tiny_language_model, tmp_path, overrides, message
+):
+    arguments = [*tiny_language_model, *overrides]
+    with (
+        composed(tmp_path / "run", *arguments, name="language_model") as cfg,
+        pytest.raises(ValueError, match=message),
+    ):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_tokenizer_is_the_runs_own(run):
