@@ -78,17 +78,21 @@ class Atlas:
         return next((one for one in self.results if one.name == EVOLUTION), None)
 
     @cached_property
-    def subject(self) -> Mapping[str, Any]:
-        """What the results are of."""
-        return self.results[0].provenance["subject"]
+    def model(self) -> str:
+        """The language model's name."""
+        return self.results[0].provenance["subject"]["model"]
+
+    @cached_property
+    def saes(self) -> Mapping[str, Any]:
+        """What the results say of the SAEs themselves, by site."""
+        return max((one.provenance["subject"]["saes"] for one in self.results), key=len)
 
     @cached_property
     def sites(self) -> list[str]:
         """All sites, in the order of the model."""
-        longest = max((one.provenance["subject"]["saes"] for one in self.results), key=len)
-        if self.dashboard is not None and len(self.dashboard.rows) == len(longest):
+        if self.dashboard is not None and len(self.dashboard.rows) == len(self.saes):
             return [row["site"] for row in self.dashboard.rows]
-        return list(longest)
+        return list(self.saes)
 
     @cached_property
     def d_sae(self) -> list[int]:

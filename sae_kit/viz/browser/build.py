@@ -38,8 +38,7 @@ def build(results: Sequence[Result], out: Path) -> None:
         OSError: the disk refused; what was there before is kept.
     """
     atlas = Atlas(results)
-    identity = {"model": atlas.subject["model"], "saes": atlas.subject["saes"]}
-    with building(out, identity) as folder:
+    with building(out, {"model": atlas.model, "saes": atlas.saes}) as folder:
         shutil.copytree(PAGE, folder / "page", ignore=shutil.ignore_patterns("index.html"))
         shutil.copy(PAGE / "index.html", folder / "index.html")
         shards = Shards(folder / "data")

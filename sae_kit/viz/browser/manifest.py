@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_kit.viz.browser.atlas import DASHBOARD, Atlas, Pair
+from sae_kit.result import Result
+from sae_kit.viz.browser.atlas import Atlas, Pair
 from sae_kit.viz.browser.latents import PER_SHARD
 from sae_kit.viz.browser.neighbours import best_of_latents
 from sae_kit.viz.browser.search import (
@@ -17,8 +18,6 @@ from sae_kit.viz.browser.search import (
 )
 from sae_kit.viz.browser.shards import numbers
 
-FORMAT = 1
-"""Changes whenever a page could not read an older site's shards."""
 N_STEPS = 100
 """Thresholds at which the share of latents passed through is known."""
 
@@ -33,11 +32,9 @@ def manifest(atlas: Atlas, extras: dict[str, Any]) -> dict[str, Any]:
         atlas: what the site shows.
         extras: what other parts of the build know: "communities", "booleans", "prompts".
     """
-    subject = atlas.subject
     text = atlas.dashboard.arrays["contexts"] if atlas.dashboard is not None else None
     return {
-        "format": FORMAT,
-        "model": subject["model"],
+        "model": atlas.model,
         "sites": [_site(atlas, number) for number in range(len(atlas.sites))],
         "per_shard": {
             "latents": PER_SHARD,
@@ -48,7 +45,7 @@ def manifest(atlas: Atlas, extras: dict[str, Any]) -> dict[str, Any]:
         "n_contexts": 0 if text is None else len(text),
         "measures": atlas.measures,
         "pairs": [_pair(atlas, pair) for pair in atlas.pairs],
-        "results": [_result(result) for result in atlas.results],
+        "results": [_result(one) for one in (atlas.dashboard, atlas.evolution) if one is not None],
         **extras,
     }
 
@@ -62,7 +59,7 @@ def _site(atlas: Atlas, number: int) -> dict[str, Any]:
     return {
         "name": site,
         "writes": row.get("writes", site),
-        "arch": atlas.subject["saes"].get(site, {}).get("arch", ""),
+        "arch": atlas.saes.get(site, {}).get("arch", ""),
         "d_sae": atlas.d_sae[number],
         "n_alive": int((n_active > 0).sum()),
         "n_positions": _n_positions(atlas),
@@ -100,9 +97,9 @@ def _shares(values: Float[Tensor, " n"]) -> Float[Tensor, " steps"]:
     return 1 - below.double() / max(1, len(values))
 
 
-def _result(result: Any) -> dict[str, Any]:
-    """Where the numbers come from."""
-    source, subject = result.provenance, result.provenance["subject"]
+def _result(result: Result) -> dict[str, Any]:
+    """What numbers come from."""
+    subject = result.provenance["subject"]
     tokens = subject.get("tokens", {})
     return {
         "name": result.name,
@@ -110,6 +107,4 @@ def _result(result: Any) -> dict[str, Any]:
         "text": str(tokens.get("kind", "")),
         "context_size": tokens.get("context_size"),
         "seed": subject.get("seed"),
-        "made": str(source.get("time", "")),
-        "is_dashboard": result.name == DASHBOARD,
     }

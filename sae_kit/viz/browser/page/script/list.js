@@ -119,7 +119,7 @@ browser.list = (() => {
       title: about.name,
       site,
       content: [
-        el("h1", {}, about.name, el("span", { class: "aside" }, ` ${about.arch}, ${count(about.n_alive)} of ${count(about.d_sae)} latents fired`)),
+        el("h1", {}, about.name, el("span", { class: "aside" }, ` ${about.arch}${about.writes === about.name ? "" : `, writes ${about.writes}`}, ${count(about.n_alive)} of ${count(about.d_sae)} latents fired`)),
         el("section", { class: "panel" }, filters(columns, options, changed), found, holder),
       ],
     };
