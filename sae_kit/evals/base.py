@@ -233,7 +233,7 @@ def _described(saes: Mapping[Site, SAE]) -> dict[str, Any]:
 def _digest(sae: SAE) -> str:
     """Tells it from others of its config; of the decoder's bits."""
     decoder = sae.W_dec.detach().cpu().contiguous().view(torch.uint8)
-    return hashlib.sha256(decoder.numpy()).hexdigest()[:12]
+    return hashlib.sha256(decoder.numpy().data).hexdigest()[:12]
 
 
 class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):

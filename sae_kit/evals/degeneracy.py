@@ -198,8 +198,8 @@ def _add(
         inputs = acts[f"blocks.{block}.{source}"].flatten(2).flatten(0, 1)
         seen = [gradients[f"blocks.{block}.{site}"].flatten(2).flatten(0, 1) for site in outputs]
         gram.update(inputs, torch.cat(seen, 1))
-    for block, seen in patterns.items():
-        seen.update(acts[f"blocks.{block}.mlp.hook_pre"].flatten(0, 1) > 0)
+    for number, pattern in patterns.items():
+        pattern.update(acts[f"blocks.{number}.mlp.hook_pre"].flatten(0, 1) > 0)
 
 
 def _with_gradients(

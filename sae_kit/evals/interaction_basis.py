@@ -201,10 +201,8 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
             found = edges(section, fitted, here, there, rule, batch=self.batch, signs=signs)
 
             cost = EdgeCost(bench, number, here, there, found)
-            enough = cost(n_edges := found.numel()) + self.tolerance
-            needed = fewest(
-                n_edges, lambda n, cost=cost, enough=enough: cost(n) <= enough, within=ROUGH
-            )
+            n_edges = found.numel()
+            needed = cost.fewest(n_edges, self.tolerance)
             rows.append(
                 {
                     "kind": "edges",
@@ -261,3 +259,8 @@ class EdgeCost:
         x = self._bench.first_batch(self._site)
         through = through_edges(self._section, x, self._here, self._there, kept)
         return self._bench.kl(self._next, through).mean().item()
+
+    def fewest(self, n_edges: int, tolerance: float) -> int:
+        """How many of the strongest cost no more than `tolerance` nats above all of them."""
+        enough = self(n_edges) + tolerance
+        return fewest(n_edges, lambda n: self(n) <= enough, within=ROUGH)

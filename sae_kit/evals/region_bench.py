@@ -173,8 +173,10 @@ class Slices:
         plane = Plane(a, b, c, self._sides, self._sides)
 
         def probes(hosts: Hosts) -> dict[str, Probe]:
-            some = [corner[hosts.index.to(corner.device)] for corner in (a, b, c)]
-            return {"plane": Probe(Plane(*some, self._sides, self._sides), (L2(self._read),))}
+            # The same plane for every context.
+            one, two, three = (corner[: len(hosts.index)] for corner in (a, b, c))
+            path = Plane(one, two, three, self._sides, self._sides)
+            return {"plane": Probe(path, (L2(self._read),))}
 
         found = respond(
             self._model, tokens, self._place, probes, memory_mb=self._memory_mb, kept=kept

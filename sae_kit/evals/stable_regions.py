@@ -189,7 +189,7 @@ class StableRegions(Evaluation, name="stable_regions"):
             yield row
 
     def _curve_arrays(self, name: str, between: Between) -> dict[str, Tensor]:
-        arrays = {}
+        arrays: dict[str, Tensor] = {}
         for path, distances in between.distances.items():
             curves, _ = relative(distances.double(), self.least_distance)
             slopes = measured(curves)["max_slope"]
@@ -201,7 +201,8 @@ class StableRegions(Evaluation, name="stable_regions"):
         self, subject: Subject, read: Site
     ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """The pairs of the file, one by one, since their lengths differ."""
-        rows, arrays = [], {}
+        rows: list[dict[str, Any]] = []
+        arrays: dict[str, Tensor] = {}
         tokenizer, model = subject.language_model.tokenizer, subject.model
         for number, pair in enumerate(read_pairs(self.pairs, tokenizer)):
             tokens = torch.tensor(pair.tokens(tokenizer), device=model.device)

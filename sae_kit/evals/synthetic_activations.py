@@ -260,7 +260,7 @@ class SyntheticActivations(Evaluation, name="synthetic_activations"):
 
 def _summary(own: Steps, real: Steps, seed: int) -> dict[str, float]:
     """Mean, deviation, interval, and distance to those of real activations."""
-    row = {}
+    row: dict[str, float] = {}
     for what, values in own.items():
         interval = bootstrap_interval(values, seed=seed)
         row |= {

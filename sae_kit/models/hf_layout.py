@@ -125,12 +125,13 @@ def write_model(model: GPT2, folder: Path, *, eot_id: int, dtype: torch.dtype) -
     Raises:
         ValueError: a weight is not finite in `dtype` (float16 ends at 65,504).
     """
-    sizes, tensors = model.config, {hf_key(name): p for name, p in model.named_parameters()}
+    sizes = model.config
+    tensors = {hf_key(name): p.detach() for name, p in model.named_parameters()}
     if sizes.norm == "linear":
         sizes = replace(sizes, eps=LINEAR_EPS)
         for key in filter(lambda key: GAIN.fullmatch(_bare(key)), tensors):
             tensors[key] = tensors[key] * math.sqrt(LINEAR_EPS)
-    tensors = {key: p.detach().to("cpu", dtype).contiguous() for key, p in tensors.items()}
+    tensors = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
     for key, tensor in tensors.items():
         if not all_finite(tensor):
             raise ValueError(f"dtype: {key} has values that are not finite in {dtype}; use float32")

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_kit.viz.plots import (
@@ -81,8 +83,8 @@ def needed_edges(rows: Sequence[Row], *, title: str) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, axes: Sequence) -> None:
-    found = {}
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    found: dict[str, Artist] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))

@@ -87,11 +87,26 @@ def distributions(samples: Mapping[str, Float[Tensor, " n"]], *, x: str, title: 
     edges = torch.linspace(low - 0.5, high + 0.5, N_BINS + 1).tolist()
     for i, (name, values) in enumerate(samples.items()):
         label = f"{name.replace('_', ' ')}: {values.mean():.1f} ± {values.std(correction=0):.1f}"
-        style = {"color": PALETTE[i % len(PALETTE)], "linestyle": LINES[i // len(PALETTE)]}
-        left.hist(values.tolist(), bins=edges, histtype="step", linewidth=1.3, **style)
+        colour, line = PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE)]
+        left.hist(
+            values.tolist(),
+            bins=edges,
+            histtype="step",
+            linewidth=1.3,
+            color=colour,
+            linestyle=line,
+        )
         ordered = values.sort().values.tolist()
         shares = [(k + 1) / len(ordered) for k in range(len(ordered))]
-        right.step(ordered, shares, where="post", linewidth=1.3, label=label, **style)
+        right.step(
+            ordered,
+            shares,
+            where="post",
+            linewidth=1.3,
+            label=label,
+            color=colour,
+            linestyle=line,
+        )
     axis_labels(left, x, "prompts")
     axis_labels(right, x, "share of prompts up to here")
     figure.legend(
