@@ -84,4 +84,3 @@ class Firings:
         found = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
         hit = same_context & (keys[found] == wanted)
         return self.value[found].where(hit, 0.0)
-

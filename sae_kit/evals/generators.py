@@ -27,6 +27,7 @@ Limits: frequencies are measured on the prompts' own text; a latent that is sile
 """
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -52,6 +53,9 @@ TOP_COSINE = 0.42
 class Vocabulary:
     """An SAE's latents as words: how often each fires, and where it points.
 
+    Codes and reconstructions are computed in float64, so that they are the same to float32's last
+    bit however latents are numbered: steps of curves are whole numbers, which rounding can move.
+
     Args:
         sae: the SAE.
         frequency: share of positions at which each latent fires.
@@ -64,7 +68,7 @@ class Vocabulary:
     def __init__(
         self, sae: SAE, frequency: Float[Tensor, " d_sae"], mean: Float[Tensor, " d_model"]
     ) -> None:
-        self.sae = sae
+        self.sae = deepcopy(sae).double()
         self.rows = unit(sae.W_dec.detach())
         """`[d_sae d_model]`, of length 1."""
         self.alive: Bool[Tensor, " d_sae"] = frequency > 0
@@ -141,12 +145,13 @@ class Source:
     def code(self, x: Float[Tensor, "hosts d_model"]) -> SparseCode:
         """The SAE's code of activations."""
         with torch.no_grad():
-            return self.vocabulary.sae.encode_sparse(x)
+            return self.vocabulary.sae.encode_sparse(x.double())
 
     def decoded(self, x: Float[Tensor, "hosts d_model"], code: SparseCode) -> Synthetic:
         """What the SAE makes of a code; `x` is what it would have read, which some SAEs rescale."""
         with torch.no_grad():
-            return Synthetic(self.vocabulary.sae.reconstruct(x, code), code)
+            vectors = self.vocabulary.sae.reconstruct(x.double(), code)
+            return Synthetic(vectors.to(self.base), code)
 
 
 class Generator(ABC):

@@ -32,6 +32,12 @@ SMALL = {
     "n_pool_prompts": 40,
     "context_size": 16,
     "lengths": (0.1, 1.0),
+    "n_steps": 12,
+    "n_pairs": 6,
+    "prompt_size": 6,
+    "n_alphas": 5,
+    "n_slices": 1,
+    "slice_size": 3,
 }
 
 

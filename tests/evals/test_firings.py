@@ -83,4 +83,3 @@ def test_nothing_fires_nowhere():
     firings = Firings.of(torch.zeros(8, 4), torch.arange(8), N_POS)
     assert len(firings.latent) == len(firings.peaks()) == 0
     assert firings.around(firings.peaks(), n_before=1, n_after=1).shape == (0, 3)
-

@@ -84,7 +84,7 @@ def test_number_and_activations_are_kept_and_no_latent_comes_twice(name):
     assert torch.equal(made.code.values, own.values)
     for new, old in zip(sets(made), own.l0().tolist(), strict=True):
         assert len(new) == old
-    recon = given.vocabulary.sae.decode(made.code)
+    recon = given.vocabulary.sae.decode(made.code).float()
     torch.testing.assert_close(made.vectors, recon)
 
 
@@ -178,7 +178,7 @@ def test_a_reconstruction_is_of_the_real_activation_of_the_same_draw():
     given = source()
     real = GENERATORS["model_generated"].of(given).vectors
     recon = GENERATORS["sae_reconstruction"].of(given).vectors
-    torch.testing.assert_close(recon, given.vocabulary.sae(real))
+    torch.testing.assert_close(recon, given.vocabulary.sae(real.double()).float())
     # Of a full basis with every latent active it is the activation itself.
     sae = sae_of(torch.cat([torch.eye(2), -torch.eye(2)]))
     torch.testing.assert_close(sae(draw(5, 2)), draw(5, 2))
@@ -188,7 +188,7 @@ def test_a_single_latent_has_the_mean_length():
     given = source()
     made, code = GENERATORS["single_latent"].of(given), given.code(given.base)
     lengths = made.vectors.norm(dim=1)
-    torch.testing.assert_close(lengths, code.values[code.values != 0].mean().expand(N))
+    torch.testing.assert_close(lengths, code.values[code.values != 0].mean().float().expand(N))
     assert all(len(row) == 1 for row in sets(made))
 
 
