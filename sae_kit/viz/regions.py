@@ -216,5 +216,5 @@ def plane(
         ax.set_ylim(ends)
         axis_labels(ax, "alpha (A to B)", "beta (towards C)")
     bar = figure.colorbar(image, ax=axes[2], shrink=0.8)
-    bar.set_label("1 - distance / largest", fontsize=8, color=INK)
+    bar.ax.set_xlabel("1 - d / largest", fontsize=8, color=INK)
     return figure
