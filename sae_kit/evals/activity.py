@@ -111,6 +111,14 @@ class Activity:
             *(self.n_firing, self.n_active, self.sum, self.sum_squares, self.largest),
         )
 
+    def first_rows(self) -> Int[Tensor, " d_sae"]:
+        """The position at which each latent fires for the first time, -1 where it never does."""
+        codes, first = self.codes, np.full(self.d_sae, self.n_rows)
+        np.minimum.at(
+            first, codes.indices, np.repeat(np.arange(self.n_rows), np.diff(codes.indptr))
+        )
+        return torch.from_numpy(np.where(first < self.n_rows, first, -1)).long()
+
     def canonical_order(self) -> Int[Tensor, " d_sae"]:
         """The latents in an order that does not depend on how they are numbered.
 

@@ -1,6 +1,6 @@
 """Communities: groups of nodes of a graph that are joined among themselves more than to others.
 
-Three ways to find them (`kind` in YAML), all on the undirected graph, weights above 0:
+Three ways to find them, all on the undirected graph, weights above 0:
 
 - leiden: Traag, Waltman and van Eck (2019), on modularity (Newman and Girvan 2004) with a
   resolution; every community it finds is connected.
@@ -27,8 +27,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_kit.config import Family
-
 if TYPE_CHECKING:
     import igraph
 
@@ -51,8 +49,8 @@ class Partition:
         return self.community.bincount()
 
 
-class CommunityMethod(Family, ABC, tag="kind", package="sae_kit.evals"):
-    """A way to find communities. Subclasses are final, frozen, keyword-only dataclasses."""
+class CommunityMethod(ABC):
+    """A way to find communities."""
 
     @property
     @abstractmethod
@@ -138,7 +136,7 @@ class _Seeded(CommunityMethod, ABC):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Leiden(_Seeded, kind="leiden"):
+class Leiden(_Seeded):
     """Iterated until nothing improves."""
 
     def membership(self, graph: "igraph.Graph") -> list[int]:
@@ -154,7 +152,7 @@ class Leiden(_Seeded, kind="leiden"):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Louvain(_Seeded, kind="louvain"):
+class Louvain(_Seeded):
     """The last level of its hierarchy."""
 
     def membership(self, graph: "igraph.Graph") -> list[int]:
@@ -165,7 +163,7 @@ class Louvain(_Seeded, kind="louvain"):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Components(CommunityMethod, kind="components"):
+class Components(CommunityMethod):
     """Whatever is joined by any path is one community."""
 
     @property
