@@ -34,7 +34,7 @@ from torch import Tensor
 AND, OR = 0, 1
 LEAST_LIFT = 2.0
 DUPLICATE = 0.9
-MOST = 8  # upstream latents at the level; more of them are 28 pairs and more, of one thing
+MOST = 4  # upstream latents at the level; more of them are many pairs of one thing
 
 
 @final
@@ -53,7 +53,7 @@ class Criteria:
 @final
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Triples that may be quasi-boolean, by downstream latent."""
+    """Triples that are the papers' candidates, or confirmed; by downstream latent."""
 
     index: Int[Tensor, "n three"]
     """Parent, parent, child."""
@@ -90,19 +90,22 @@ def find(up: csr_array, down: csr_array, criteria: Criteria) -> Candidates:
     """
     half = up.shape[0] // 2
     found = [
-        (kind, *candidate)
-        for kind in (AND, OR)
-        for candidate in _proposed(up[:half], down[:half], kind, criteria)
+        (word, *candidate)
+        for word in (AND, OR)
+        for candidate in _proposed(up[:half], down[:half], word, criteria)
     ]
     found.sort(key=lambda one: (one[3], one[0], one[1], one[2]))
     test = _Test(up[half:], down[half:], criteria)
     index = torch.tensor([one[1:4] for one in found], dtype=torch.int64).view(-1, 3)
-    confirmed = [test.holds(kind, *triple) for kind, *triple, _ in found]
+    confirmed = torch.tensor([test.holds(*one[:4]) for one in found], dtype=torch.bool)
+    exactly_two = torch.tensor([one[4] for one in found], dtype=torch.bool)
+    kind = torch.tensor([one[0] for one in found], dtype=torch.int64)
+    kept = exactly_two | confirmed
     return Candidates(
-        index=index,
-        kind=torch.tensor([one[0] for one in found], dtype=torch.int64),
-        exactly_two=torch.tensor([one[4] for one in found], dtype=torch.bool),
-        confirmed=torch.tensor(confirmed, dtype=torch.bool),
+        index=index[kept],
+        kind=kind[kept],
+        exactly_two=exactly_two[kept],
+        confirmed=confirmed[kept],
     )
 
 
