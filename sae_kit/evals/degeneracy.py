@@ -13,8 +13,8 @@ output of every weight matrix. Then, for every matrix of every block,
 Arrays: spectrum/<matrix>/inputs and .../gradients, eigenvalues, largest first.
 
 Source: Bushnaq et al. 2024 (2405.10927), section 3, for the loss that compares the model with
-itself ("behavioural loss"), at its minimum. The local learning coefficient is in
-`learning_coefficient.py`.
+itself ("behavioural loss"), at its minimum. The local learning coefficient has an evaluation
+of its own, `learning_coefficient.py`.
 
 Limits: free at one matrix with all others held; interactions between free directions of several
 matrices are not counted. A rank cannot exceed the number of positions: ask for several times the

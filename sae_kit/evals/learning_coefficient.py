@@ -1,146 +1,279 @@
-"""The local learning coefficient: how degenerate a loss is at a minimum, by sampling around it.
+"""learning_coefficient: how degenerate is a language model's loss where its training ended?
 
-    estimate = n beta (E[L(w)] - L(w*)),   w ~ exp(-n beta L(w) - gamma/2 |w - w*|^2)
+The local learning coefficient (`sgld.py`) of the model's weights, on held-out text. Twice of it is
+an effective number of parameters: as many as matter at the noise that n beta stands for.
 
-A minimum without degeneracy has half the number of parameters; every direction along which the loss
-stays flat takes off up to a half. Twice the coefficient is an effective number of parameters.
+The sampler's step decides: too large and chains diverge, too small and they do not leave the start
+while they are watched. So several are tried, each with all chains, and every one gets a verdict:
 
-Samples are drawn by stochastic gradient Langevin dynamics,
+- usable            chains agree with one another (R-hat up to `max_r_hat`), and the second half of
+                    the draws with the first
+- drifting          they do not. Mostly the loss still rises by more than a quarter (`rise`) from
+                    half to half: the estimate is too low. Give more steps, or a stronger pull:
+                    chains settle in about 2 / (step * gamma) steps
+- no minimum        the loss fell below that of w*, beyond the spread of the chains, so the estimate
+                    says nothing about degeneracy. A model that is not trained to the end, or is
+                    measured on other text than it was trained on, is no minimum of cross-entropy;
+                    loss=behaviour has its minimum at any model
+- diverged          a loss that is not finite, or worse than guessing
 
-    w <- w + e/2 (-n beta grad L(w) + gamma (w* - w)) + N(0, e),
+Rows, one for each model and step size: model, train_step (-1: none), step, verdict, and unless it
+diverged the coefficient with its 95 % interval over chains (Student's t), r_hat and rise; n_steps,
+taken by each chain, or by the one that diverged. loss: at w*, in nats per token.
 
-in several chains that all begin at w*, and are taken after the burn-in.
+Arrays: trace/<model>/<step>, `[chains steps]`, the loss less that at w*, burn-in included.
 
-Source: Lau et al. 2023, "The local learning coefficient" (2308.12108); the sampler as in devinterp.
-n beta is what the caller says. The theory has n / log n with n the number of data points; devinterp
-takes the size of a batch for n. The two give different numbers for the same minimum unless the
-sampled loss is that of all data, so a result says which was used.
+Scalars: of the subject's model at the largest usable step (or else the largest that did not
+diverge, with is_usable 0), coefficient and effective share, twice of it over n_parameters; n_beta,
+n_data.
 
-Limits: the step has to be small enough to be stable and large enough to explore; `Estimate.r_hat`
-and the traces tell. A negative estimate means that w* is no minimum of the loss sampled.
+n beta: `n_beta`, or n / log n with n the number of predicted tokens behind the loss. devinterp
+counts a batch's contexts for n, which gives a smaller one, and so another coefficient.
+
+Source: Lau et al. 2023 (2308.12108); Bushnaq et al. 2024 (2405.10927), section 2.
+
+Limits: all weights at once, embeddings too. A direction counts by its curvature h as
+n beta h / (n beta h + gamma), so the coefficient is the effective number of parameters at a
+cut-off, gamma / n beta (`cut_off`, in nats per squared weight), not the limit of the theory. With
+the default pull it sees the steepest directions alone; a weaker one takes more steps.
 """
 
+import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
-Loss = Callable[[Float[Tensor, "chains d"]], Float[Tensor, " chains"]]
-"""Of every chain's parameters; a mean over data. It may draw a batch anew at each call."""
+from sae_kit.config import check_counts
+from sae_kit.evals.base import Evaluation, Subject
+from sae_kit.evals.draws import generator_of
+from sae_kit.evals.model_variants import Variant, variants
+from sae_kit.evals.sgld import Diverged, Estimate, Sampler, estimate, n_beta_of, sample
+from sae_kit.evals.weight_loss import Kind, WeightLoss
+from sae_kit.log import Progress
+from sae_kit.maths import Interval
+from sae_kit.result import Result
 
-MAX_RISE = 1e6
-"""A loss that rises by this many times its scale (1 / n beta per parameter) has diverged."""
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+MAX_RISE = 0.25
+"""What draws that have settled may rise by from their first half to their second, as a share."""
+
+USABLE, DRIFTING, NO_MINIMUM, DIVERGED = "usable", "drifting", "no minimum", "diverged"
+
+log = logging.getLogger(__name__)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How samples are drawn."""
+class LearningCoefficient(Evaluation, name="learning_coefficient"):
+    """The local learning coefficient of a language model, at several step sizes."""
 
-    n_beta: float
-    """Inverse temperature times the number of data: `n_beta_of(n)`."""
-    step: float
-    """e: variance of the noise of a step."""
-    gamma: float = 1.0
-    """Pull towards w*."""
-    n_chains: int = 10
-    n_burn_in: int = 0
-    """Steps of each chain before the first draw."""
-    n_draws: int = 100
-    """Of each chain, one a step."""
+    loss: Kind = "cross_entropy"
+    """Or behaviour: see weight_loss.py."""
+    models: tuple[str, ...] = ()
+    """Others beside the subject's; a run of --config-name=language_model stands for its snapshots
+    (model_variants.py)."""
+    n_tokens: int = 8192
+    """Of held-out text: the data behind the loss."""
+    contexts_per_step: int = 1
+    """Contexts behind a step's gradient."""
+    steps: tuple[float, ...] = (3e-6, 1e-5, 3e-5)
+    """Step sizes tried: variances of the noise of a step."""
+    n_beta: float | None = None
+    """Inverse temperature times the number of data; None: n / log n of the predicted tokens."""
+    gamma: float = 20000.0
+    """Pull towards the model's own weights."""
+    n_chains: int = 3
+    n_burn_in: int = 10
+    """Steps of a chain before the first draw."""
+    n_draws: int = 20
+    """Of a chain, one a step."""
+    max_r_hat: float = 1.2
+    """Chains that agree less than this are called drifting."""
 
     def __post_init__(self) -> None:
-        for name in ("n_beta", "step"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        if self.gamma < 0 or self.n_burn_in < 0:
-            raise ValueError(f"gamma: {self.gamma} and n_burn_in {self.n_burn_in} are 0 or more")
-        for name in ("n_chains", "n_draws"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}: {getattr(self, name)}; give 2 or more, to compare them")
+        check_counts(self, "n_tokens", "contexts_per_step")
+        if not self.steps or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps: {list(self.steps)}; give increasing step sizes")
+        if self.n_draws < 4:
+            raise ValueError(f"n_draws: {self.n_draws}; give 4 or more, to compare their halves")
+        if self.max_r_hat <= 1:
+            raise ValueError(f"max_r_hat: {self.max_r_hat}; chains that agree have 1; give more")
+        self._sampler(self.steps[0], self.n_beta or 1.0)  # refuses what makes no sense
+
+    def run(self, subject: Subject) -> Result:
+        """See Evaluation.run: rows by model and step size, the subject's model first."""
+        contexts = subject.contexts(self.n_tokens)
+        own = Variant(subject.language_model.name, subject.model)
+        asked = [own, *variants(subject, self.models)]
+        rows: list[dict[str, Any]] = []
+        arrays: dict[str, Tensor] = {}
+        n_data, n_parameters = 0, 0
+        progress = Progress(len(asked) * len(self.steps) * self.n_chains, unit="chains")
+        for variant in asked:
+            loss = WeightLoss(variant.model, contexts, kind=self.loss, batch=self.contexts_per_step)
+            if variant is own:
+                n_data, n_parameters = loss.n_data, len(loss.weights)
+            for step in self.steps:
+                found = self._chains(loss, step, subject, progress)
+                about = {"model": variant.label, "train_step": _number(variant.step), "step": step}
+                rows.append({**about, **found.row(self.max_r_hat), "loss": loss.initial})
+                if found.traces is not None:
+                    arrays[f"trace/{variant.label}/{step:g}"] = found.traces - loss.initial
+        progress.close()
+        self._say(rows)
+        best = _best([row for row in rows if row["model"] == own.label])
+        return Result(
+            name=self.word,
+            scalars={
+                "coefficient": best["coefficient"],
+                "effective_share": 2 * best["coefficient"] / n_parameters,
+                "step": best["step"],
+                "is_usable": int(best["verdict"] == USABLE),
+                "n_beta": self._n_beta(n_data),
+                "cut_off": self.gamma / self._n_beta(n_data),
+                "n_data": n_data,
+                "n_parameters": n_parameters,
+            },
+            rows=tuple(rows),
+            arrays=arrays,
+            provenance=self.provenance(subject),
+        )
+
+    def _chains(
+        self, loss: WeightLoss, step: float, subject: Subject, progress: Progress
+    ) -> "Chains":
+        """All chains of one step size, one after another: each takes the memory of a model."""
+        sampler = self._sampler(step, self._n_beta(loss.n_data))
+        # Worse than guessing is nowhere near a minimum, however few parameters have got there.
+        guessing = math.log(subject.model.config.n_vocab)
+        sampler = replace(sampler, max_rise=max(guessing - loss.initial, 1.0))
+        traces = []
+        for chain in range(self.n_chains):
+            order = generator_of(subject.seed, "contexts", chain)
+            noise = torch.Generator(loss.weights.device).manual_seed(
+                generator_of(subject.seed, "noise", chain).initial_seed()
+            )
+            start = loss.weights[None]
+            try:
+                traces.append(sample(loss.of_chain(order), start, sampler, loss.initial, noise)[0])
+            except Diverged as error:
+                progress.update(self.n_chains - chain)
+                return Chains(None, None, error.n_steps)
+            progress.update(1)
+        whole = torch.stack(traces).cpu()
+        return Chains(whole, estimate(whole, sampler, loss.initial), whole.shape[1])
+
+    def _sampler(self, step: float, n_beta: float) -> Sampler:
+        return Sampler(
+            n_beta=n_beta,
+            step=step,
+            gamma=self.gamma,
+            n_chains=self.n_chains,
+            n_burn_in=self.n_burn_in,
+            n_draws=self.n_draws,
+        )
+
+    def _n_beta(self, n_data: int) -> float:
+        return n_beta_of(n_data) if self.n_beta is None else self.n_beta
+
+    def _say(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Refuse step sizes none of which has a result; warn of results that mean little."""
+        for model in dict.fromkeys(row["model"] for row in rows):
+            verdicts = {row["step"]: row["verdict"] for row in rows if row["model"] == model}
+            if set(verdicts.values()) == {DIVERGED}:
+                raise ValueError(
+                    f"steps: the chains of {model} diverged at every one of {list(self.steps)}; "
+                    f"give smaller ones, from {min(self.steps) / 100:g} on"
+                )
+            if NO_MINIMUM in verdicts.values():
+                log.warning(
+                    "%s is no minimum of this loss: chains found a lower one. Its estimates say "
+                    "nothing about degeneracy; give eval.loss=behaviour, whose minimum it is",
+                    model,
+                )
+            elif USABLE not in verdicts.values():
+                log.warning(
+                    "no step size is usable for %s (%s): give more steps, or others",
+                    model,
+                    ", ".join(f"{step:g} {verdict}" for step, verdict in verdicts.items()),
+                )
+
+    @staticmethod
+    def plot(result: Result) -> "dict[str, matplotlib.figure.Figure]":
+        """See Evaluation.plot: `traces` of the subject's model, `steps` against the coefficient,
+        `training` where there are snapshots.
+        """
+        from sae_kit.viz import chains
+
+        return chains.figures(result)
 
 
 @final
 @dataclass(frozen=True, eq=False)  # eq: tensors have no single truth value to compare by
-class Estimate:
-    """What the chains found."""
+class Chains:
+    """What all chains of one step size came to."""
 
-    coefficient: float
-    """Mean over chains of the local learning coefficient."""
-    by_chain: Float[Tensor, " chains"]
-    losses: Float[Tensor, "chains draws"]
-    """The traces; nats or whatever the loss is in."""
-    initial: float
-    """The loss at w*."""
-    r_hat: float
-    """Gelman and Rubin's: near 1 where chains agree with one another and with themselves."""
+    traces: Float[Tensor, "chains steps"] | None
+    """Losses, burn-in included; None: they diverged."""
+    found: Estimate | None
+    n_steps: int
+    """Taken by each, or by the one that diverged."""
+
+    def row(self, max_r_hat: float) -> dict[str, Any]:
+        """Its columns of the table."""
+        if self.found is None:
+            return {"verdict": DIVERGED, "n_steps": self.n_steps}
+        interval, rise = interval_of(self.found.by_chain), rise_of(self.found)
+        settled = self.found.r_hat <= max_r_hat and rise <= MAX_RISE
+        return {
+            "verdict": verdict(interval, settled=settled),
+            "coefficient": interval.estimate,
+            "coefficient_low": interval.low,
+            "coefficient_high": interval.high,
+            # A sample that does not move has no spread to compare: JSON has no infinity.
+            "r_hat": min(self.found.r_hat, 1e6),
+            "rise": rise,
+            "n_steps": self.n_steps,
+        }
 
 
-def n_beta_of(n: int) -> float:
-    """n / log n, the inverse temperature of the theory times n."""
-    if n < 3:
-        raise ValueError(f"n: {n} data points have no temperature; give 3 or more")
-    return n / math.log(n)
+def interval_of(by_chain: Float[Tensor, " chains"]) -> Interval:
+    """The mean over independent chains with its 95 % interval by Student's t."""
+    mean, n = by_chain.mean().item(), len(by_chain)
+    arm = float(stats.t.ppf(0.975, n - 1)) * by_chain.std().item() / math.sqrt(n)
+    return Interval(mean, mean - arm, mean + arm)
 
 
-def local_learning_coefficient(
-    loss: Loss, minimum: Float[Tensor, " d"], sampler: Sampler, *, seed: int
-) -> Estimate:
-    """Estimate the coefficient at `minimum`.
-
-    Args:
-        loss: the loss that is sampled.
-        minimum: w*, a minimum of it.
-        sampler: how.
-        seed: draws the noise.
-
-    Raises:
-        ValueError: chains diverged, or `minimum` has no finite loss; the message says what to do.
+def rise_of(found: Estimate) -> float:
+    """How much larger the second half of the draws makes the coefficient than the first, as a share
+    of the whole; 0 where nothing moves.
     """
-    minimum = minimum.detach()
-    generator = torch.Generator(minimum.device).manual_seed(seed)
-    start = minimum.expand(sampler.n_chains, -1)
-    with torch.no_grad():
-        initial = loss(start).mean().item()
-    if not math.isfinite(initial):
-        raise ValueError(f"minimum: its loss is {initial}; give a point with a finite one")
-    w = start.clone()
-    traces = []
-    scale = len(minimum) / sampler.n_beta
-    for step in range(sampler.n_burn_in + sampler.n_draws):
-        w.requires_grad_()
-        values = loss(w)
-        (gradient,) = torch.autograd.grad(values.sum(), w)
-        if not values.isfinite().all() or (values - initial).max() > MAX_RISE * scale:
-            raise ValueError(
-                f"step: chains diverged after {step} steps of {sampler.step} (a loss of "
-                f"{values.max().item():.3g} from {initial:.3g}); give a smaller one"
-            )
-        if step >= sampler.n_burn_in:
-            traces.append(values.detach())
-        with torch.no_grad():
-            drift = -sampler.n_beta * gradient + sampler.gamma * (minimum - w)
-            noise = torch.randn(w.shape, generator=generator, dtype=w.dtype, device=w.device)
-            w = w.detach() + sampler.step / 2 * drift + math.sqrt(sampler.step) * noise
-    losses = torch.stack(traces, 1)
-    by_chain = sampler.n_beta * (losses.mean(1) - initial)
-    return Estimate(by_chain.mean().item(), by_chain, losses, initial, r_hat(losses))
+    above = found.losses.double().mean(0) - found.initial
+    half = len(above) // 2
+    change = (above[-half:].mean() - above[:half].mean()).item()
+    return change / abs(above.mean().item()) if change else 0.0
 
 
-def r_hat(traces: Float[Tensor, "chains draws"]) -> float:
-    """Gelman and Rubin's potential scale reduction (1992), each chain halved, so that one that
-    drifts disagrees with itself. 1 where nothing varies.
-    """
-    half = traces.shape[1] // 2
-    if half < 2:
-        raise ValueError(f"traces: {traces.shape[1]} draws a chain; give 4 or more")
-    halves = torch.cat([traces[:, :half], traces[:, -half:]]).double()
-    within = halves.var(1).mean()
-    between = half * halves.mean(1).var()
-    if within == 0:
-        return 1.0 if between == 0 else math.inf
-    return (((half - 1) / half * within + between / half) / within).sqrt().item()
+def verdict(coefficient: Interval, *, settled: bool) -> str:
+    """What estimates of one step size are worth: see the module's docstring."""
+    if coefficient.high < 0:
+        return NO_MINIMUM
+    return USABLE if settled else DRIFTING
+
+
+def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The largest usable step's row, or the largest's that did not diverge."""
+    usable = [row for row in rows if row["verdict"] == USABLE]
+    return (usable or [row for row in rows if row["verdict"] != DIVERGED])[-1]
+
+
+def _number(step: int | None) -> int:
+    return -1 if step is None else step

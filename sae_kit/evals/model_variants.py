@@ -6,7 +6,8 @@ A word names them:
 - shuffled          the subject's weights, each tensor's values in random order: what is left is
                     what sizes and scales alone bring
 - a run's folder    of `python train.py --config-name=language_model`: one model for each of its
-                    checkpoints (lm.n_checkpoints says how many are kept)
+                    snapshots (lm.snapshots), or if it kept none, of its checkpoints
+                    (lm.n_checkpoints says how many are kept)
 - anything else     a model by name: a folder, a hub id, "demo"
 
 All read the same tokens, so they need the subject's vocabulary.
@@ -24,6 +25,7 @@ from sae_kit.evals.base import Subject
 from sae_kit.evals.draws import generator_of
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.pretrained import load_model
+from sae_kit.models.snapshots import find_snapshots
 
 RANDOM, SHUFFLED = "random", "shuffled"
 CHECKPOINTS = "checkpoints"
@@ -53,6 +55,12 @@ def variants(subject: Subject, words: Sequence[str]) -> Iterator[Variant]:
             yield _checked(Variant(word, GPT2(subject.model.config, generator=generator)), subject)
         elif word == SHUFFLED:
             yield _checked(Variant(word, shuffled(subject.model, subject.seed)), subject)
+        elif snapshots := find_snapshots(run):
+            for folder, moment in snapshots.items():
+                yield _checked(
+                    Variant(f"step {moment.step:,}", load_model(str(folder)).model, moment.step),
+                    subject,
+                )
         elif (run / CHECKPOINTS).is_dir():
             yield from _checkpoints(run, subject)
         else:

@@ -38,6 +38,10 @@ SMALL = {
     "n_alphas": 5,
     "n_slices": 1,
     "slice_size": 3,
+    "steps": (1e-6, 1e-5),
+    "n_chains": 2,
+    "n_burn_in": 2,
+    "n_draws": 4,
 }
 
 

@@ -1,149 +1,135 @@
-"""Local learning coefficients that are known: METHODS 7(f)."""
+"""The evaluation: verdicts on chains whose end is known."""
 
-import math
+import dataclasses
 
 import pytest
 import torch
 
 from sae_kit.evals.learning_coefficient import (
-    Sampler,
-    local_learning_coefficient,
-    n_beta_of,
-    r_hat,
+    DIVERGED,
+    DRIFTING,
+    NO_MINIMUM,
+    USABLE,
+    LearningCoefficient,
+    interval_of,
+    rise_of,
+    verdict,
+)
+from sae_kit.evals.sgld import Estimate
+from sae_kit.maths import Interval
+from sae_kit.models.pretrained import load_model
+from sae_kit.models.snapshots import Moment, save_snapshot
+
+SMALL = LearningCoefficient(
+    n_tokens=512, steps=(1e-30, 1e-6), n_chains=2, n_burn_in=2, n_draws=6, loss="behaviour"
 )
 
 
-def sampler(**settings) -> Sampler:
-    defaults = {"n_beta": n_beta_of(1000), "step": 4e-4, "n_chains": 10, "n_draws": 500}
-    return Sampler(**{**defaults, "n_burn_in": 200, **settings})
+@pytest.fixture(scope="module")
+def result(subject):
+    return SMALL.run(dataclasses.replace(subject, saes={}))
 
 
-@pytest.mark.parametrize(("rank", "d"), [(1, 1), (3, 3), (2, 6)])
-def test_a_quadratic_of_rank_k_has_k_over_2(rank, d):
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return w[:, :rank].square().sum(1)
+def test_a_step_of_no_size_finds_nothing(result):
+    row = result.rows[0]
+    assert row["step"] == 1e-30
+    assert row["coefficient"] == pytest.approx(0.0, abs=1e-3)
+    assert result.arrays["trace/toy/1e-30"].abs().max() < 1e-5
 
-    found = local_learning_coefficient(
-        loss, torch.zeros(d, dtype=torch.float64), sampler(step=1e-3, n_draws=1500), seed=0
+
+def test_traces_hold_every_step_and_begin_at_the_minimum(result):
+    trace = result.arrays["trace/toy/1e-06"]
+    assert trace.shape == (2, 8)
+    assert trace[:, 0].abs().max() < 1e-5
+    row = result.rows[1]
+    expected = result.scalars["n_beta"] * trace[:, 2:].double().mean()
+    assert row["coefficient"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
+    assert row["coefficient_low"] < row["coefficient"] < row["coefficient_high"]
+    assert row["coefficient"] > 0
+
+
+def test_the_convention_of_n_beta_is_said_and_may_be_chosen(result, subject):
+    n = result.scalars["n_data"]
+    assert n == 512 / 64 * 63
+    assert result.scalars["n_beta"] == pytest.approx(n / torch.tensor(float(n)).log().item())
+    chosen = dataclasses.replace(SMALL, n_beta=7.0, steps=(1e-6,)).run(subject)
+    assert chosen.scalars["n_beta"] == 7.0
+    assert chosen.scalars["cut_off"] == pytest.approx(SMALL.gamma / 7.0)
+
+
+def test_a_step_that_diverges_is_told_from_others_and_alone_is_refused(subject):
+    settings = dataclasses.replace(SMALL, steps=(1e-6, 1e6))
+    rows = settings.run(subject).rows
+    assert [row["verdict"] == DIVERGED for row in rows] == [False, True]
+    assert rows[1]["n_steps"] < 8
+    assert "coefficient" not in rows[1]
+    with pytest.raises(ValueError, match=r"diverged at every one of \[1000000.0\]; give smaller"):
+        dataclasses.replace(SMALL, steps=(1e6,)).run(subject)
+
+
+def test_a_model_that_is_no_minimum_is_said_to_be_none(subject, caplog):
+    """A random model: noise and the gradient of cross-entropy take it down."""
+    settings = LearningCoefficient(
+        n_tokens=512, steps=(1e-5,), n_chains=2, n_burn_in=0, n_draws=16, n_beta=1e4, gamma=0.0
     )
-    assert found.coefficient == pytest.approx(rank / 2, rel=0.15)
-    assert found.r_hat < 1.1
+    (row,) = settings.run(subject).rows
+    assert row["verdict"] == NO_MINIMUM
+    assert row["coefficient_high"] < 0
+    assert "toy is no minimum of this loss" in caplog.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 1), (0, 2), (1, 2), (2, 2), (1, 3)])
-def test_monomials(a, b):
-    """F15: the loss of x w1^a w2^b at 0 has 1 / (2 max(a, b)), up to logarithms."""
-    x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    variance = x.square().mean()
-
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return variance * (w[:, 0] ** a * w[:, 1] ** b).square()
-
-    found = local_learning_coefficient(
-        loss, torch.zeros(2, dtype=torch.float64), sampler(n_draws=5000), seed=0
-    )
-    spread = found.by_chain.std().item()
-    assert found.coefficient == pytest.approx(1 / (2 * max(a, b)), abs=max(0.12, 3.5 * spread))
+def test_a_run_stands_for_its_snapshots(subject, tmp_path):
+    tokenizer = subject.language_model.tokenizer
+    for step in (0, 8):
+        save_snapshot(subject.model, tokenizer, tmp_path, Moment(step=step, n_tokens=64 * step))
+    assert load_model(str(tmp_path / "snapshots" / "step_8")).model.config == subject.model.config
+    settings = dataclasses.replace(SMALL, models=(str(tmp_path),), steps=(1e-6,))
+    result = settings.run(subject)
+    rows = [(row["model"], row["train_step"]) for row in result.rows]
+    assert rows == [("toy", -1), ("step 0", 0), ("step 8", 8)]
+    # The same weights, the same draws.
+    own, first, second = (row["coefficient"] for row in result.rows)
+    assert own == pytest.approx(first) == pytest.approx(second)
+    assert {"traces", "steps", "training"} == set(type(settings).plot(result))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("m", "h", "n", "expected"),
-    [(2, 1, 5, 1.0), (6, 1, 3, 1.5), (2, 5, 2, 2.0), (3, 3, 3, (18 + 18 + 18 - 18 - 9 + 1) / 8)],
-)
-def test_reduced_rank_regression(m, h, n, expected):
-    """m -> h -> n, true map 0. Aoyagi and Watanabe's values: mh/2, hn/2, mn/2, and the middle case
-    (2mn + 2hn + 2mh - n^2 - m^2 - h^2 [+ 1 if m + h + n is odd]) / 8."""
-
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        first, second = w[:, : m * h].view(-1, h, m), w[:, m * h :].view(-1, n, h)
-        return (second @ first).square().sum((1, 2))
-
-    zero = torch.zeros(m * h + h * n, dtype=torch.float64)
-    found = local_learning_coefficient(
-        loss, zero, sampler(n_chains=6, n_draws=3000, step=6e-4), seed=0
-    )
-    assert found.coefficient == pytest.approx(expected, rel=0.4)
+def test_verdicts():
+    assert verdict(Interval(-2.0, -3.0, -1.0), settled=True) == NO_MINIMUM
+    assert verdict(Interval(-2.0, -5.0, 1.0), settled=True) == USABLE
+    assert verdict(Interval(2.0, 1.0, 3.0), settled=False) == DRIFTING
 
 
-def test_the_union_of_two_independent_losses_adds():
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return w[:, 0].square() + w[:, 1].square()
+def test_draws_that_rise_evenly_from_zero_rise_by_their_mean():
+    def of(losses: torch.Tensor) -> float:
+        return rise_of(Estimate(0.0, losses.mean(1), losses, 1.0, 1.0))
 
-    def half(w: torch.Tensor) -> torch.Tensor:
-        return w[:, 0].square()
-
-    settings = sampler(step=1e-3, n_draws=1500)
-    whole, one = (
-        local_learning_coefficient(f, torch.zeros(d, dtype=torch.float64), settings, seed=0)
-        for f, d in ((loss, 2), (half, 1))
-    )
-    assert whole.coefficient == pytest.approx(2 * one.coefficient, rel=0.2)
+    ramp = 1.0 + torch.linspace(0, 2, 100)[None].expand(3, -1)
+    assert of(ramp) == pytest.approx(1.0, abs=0.02)
+    assert of(torch.full((3, 100), 2.0)) == 0.0
+    assert of(torch.ones(3, 100)) == 0.0
 
 
-def test_a_point_that_is_no_minimum_has_a_negative_estimate():
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return (w[:, 0] - 1.0).square()
-
-    found = local_learning_coefficient(
-        loss, torch.zeros(1, dtype=torch.float64), sampler(gamma=0.0), seed=0
-    )
-    assert found.coefficient < 0
-
-
-def test_equal_seeds_give_equal_chains():
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return w.square().sum(1)
-
-    zero = torch.zeros(2)
-    first, again, other = (
-        local_learning_coefficient(loss, zero, sampler(n_draws=20), seed=seed) for seed in (0, 0, 1)
-    )
-    assert torch.equal(first.losses, again.losses)
-    assert not torch.equal(first.losses, other.losses)
-    assert first.losses.shape == (10, 20)
-
-
-def test_divergence_is_noticed_and_says_what_to_do():
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return w.square().sum(1)
-
-    with pytest.raises(ValueError, match=r"step: chains diverged .* give a smaller one"):
-        local_learning_coefficient(
-            loss, torch.zeros(2, dtype=torch.float64), sampler(step=1.0), seed=0
-        )
-
-
-def test_an_infinite_loss_is_no_minimum():
-    with pytest.raises(ValueError, match="minimum: its loss is inf"):
-        local_learning_coefficient(lambda w: w.sum(1) + math.inf, torch.zeros(2), sampler(), seed=0)
-
-
-def test_chains_that_agree_have_r_hat_1_and_others_more():
-    generator = torch.Generator().manual_seed(0)
-    traces = torch.randn(6, 400, generator=generator)
-    assert r_hat(traces) == pytest.approx(1.0, abs=0.02)
-    assert r_hat(traces + 3 * torch.arange(6.0)[:, None]) > 2
-    assert r_hat(traces + torch.linspace(0, 10, 400)) > 1.5  # drifting together
-    assert r_hat(torch.ones(3, 8)) == 1.0
+def test_the_interval_over_chains_is_students():
+    found = interval_of(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert found.estimate == 2.0
+    assert found.high - 2.0 == pytest.approx(4.30265 / 3**0.5, rel=1e-4)  # t(2), table
+    assert 2.0 - found.low == pytest.approx(found.high - 2.0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step": 0.0}, "step: 0.0 is not positive"),
-        ({"n_beta": -1.0}, "n_beta"),
+        ({"steps": ()}, "steps: "),
+        ({"steps": (1e-5, 1e-6)}, "steps: "),
+        ({"steps": (0.0,)}, "step: 0.0 is not positive"),
         ({"n_chains": 1}, "n_chains: 1"),
+        ({"n_draws": 3}, "n_draws: 3"),
+        ({"n_beta": -1.0}, "n_beta"),
         ({"gamma": -1.0}, "gamma"),
+        ({"max_r_hat": 1.0}, "max_r_hat"),
+        ({"contexts_per_step": 0}, "contexts_per_step"),
     ],
 )
-def test_samplers_that_make_no_sense_are_refused(change, message):
+def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        sampler(**change)
-
-
-def test_the_temperature_of_the_theory():
-    assert n_beta_of(1000) == pytest.approx(144.765, abs=1e-3)
-    with pytest.raises(ValueError, match="n: 2 data points"):
-        n_beta_of(2)
+        LearningCoefficient(**change)

@@ -9,6 +9,7 @@ import toy_subject
 from sae_kit.checkpoint import save_checkpoint
 from sae_kit.evals.model_variants import shuffled, variants
 from sae_kit.models.gpt2 import GPT2
+from sae_kit.models.snapshots import Moment, save_snapshot
 
 
 @pytest.fixture
@@ -48,6 +49,18 @@ def test_a_run_stands_for_its_checkpoints_the_first_one_first(subject, tmp_path)
     assert [variant.step for variant in found] == [5, 20, 100]
     expected = GPT2(subject.model.config, generator=torch.Generator().manual_seed(20))
     assert torch.equal(found[1].model.W_E, expected.W_E)
+
+
+def test_a_run_with_snapshots_stands_for_these(subject, tmp_path):
+    for step in (0, 20):
+        model = GPT2(subject.model.config, generator=torch.Generator().manual_seed(step))
+        save_snapshot(
+            model, subject.language_model.tokenizer, tmp_path, Moment(step=step, n_tokens=step)
+        )
+    save_checkpoint(tmp_path / "checkpoints", 20, {"task": {"model": {}}}, keep=1)
+    found = list(variants(subject, [str(tmp_path)]))
+    assert [(variant.label, variant.step) for variant in found] == [("step 0", 0), ("step 20", 20)]
+    torch.testing.assert_close(found[1].model.W_E, model.W_E.detach())
 
 
 def test_models_that_do_not_fit_are_refused(subject, tmp_path):
