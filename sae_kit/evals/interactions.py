@@ -37,6 +37,10 @@ from sae_kit.evals.bases import Basis
 from sae_kit.evals.node_network import Section
 
 
+MAX_ROWS = 2048
+"""Positions of all inputs that run through a section at once, where many versions of some do."""
+
+
 @final
 @dataclass(frozen=True)
 class Quadrature:
@@ -160,12 +164,22 @@ def through_edges(
     """The section's output where every direction there sees only the directions here that `kept`
     joins it with; the others are at their mean.
 
-    Limits: one run of the section for every different set of directions.
+    Limits: every different set of directions has a run of the section, some of them at once.
     """
     coordinates = here.coordinates(x)
     masks, which = kept.unique(dim=0, return_inverse=True)
-    whole = [there.coordinates(section(here.activations(coordinates * mask))) for mask in masks]
-    chosen = torch.stack([whole[number][..., i] for i, number in enumerate(which.tolist())], -1)
+    chosen: Tensor | None = None
+    at_once = max(1, MAX_ROWS // (x.shape[0] * x.shape[1]))
+    for first, some in zip(range(0, len(masks), at_once), masks.split(at_once), strict=True):
+        masked = (coordinates * some[:, None, None]).flatten(0, 1)
+        outputs = there.coordinates(section(here.activations(masked)))
+        outputs = outputs.unflatten(0, (len(some), len(x)))
+        if chosen is None:
+            chosen = torch.empty_like(outputs[0])
+        for number in range(len(some)):
+            own = which == first + number
+            chosen[..., own] = outputs[number][..., own]
+    assert chosen is not None
     return there.activations(chosen)
 
 

@@ -17,6 +17,7 @@ from sae_kit.viz.plots import (
     axis_labels,
     grid,
     interval_of,
+    plain_ticks,
     reference,
 )
 
@@ -38,9 +39,7 @@ def figures(result: Result) -> dict[str, Figure]:
             unit="loss - loss at w* (nats)",
             title=f"Sampling around the weights of {own} ({loss} per token; {about})",
         ),
-        "steps": by_step_size(
-            rows, title=f"Local learning coefficient by step size ({loss}; {about})"
-        ),
+        "steps": by_step_size(rows, title=f"Learning coefficient by step size ({loss}; {about})"),
     }
     trained = [row for row in rows if row["train_step"] >= 0]
     if trained:
@@ -129,6 +128,7 @@ def by_step_size(rows: Sequence[Row], *, title: str) -> Figure:
         ax.plot([], [], VERDICTS[word], color=INK, markersize=5, label=word)
     reference(ax, 0.0)
     ax.set_xscale("log")
+    plain_ticks(ax.xaxis)
     axis_labels(ax, "step size (variance of a step's noise)", "coefficient (95 % interval)")
     _legend(figure)
     return figure
