@@ -36,7 +36,6 @@ from torch import Tensor
 from sae_kit.evals.bases import Basis
 from sae_kit.evals.node_network import Section
 
-
 MAX_ROWS = 2048
 """Positions of all inputs that run through a section at once, where many versions of some do."""
 
