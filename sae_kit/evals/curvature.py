@@ -74,7 +74,7 @@ class Network:
         pairs = zip(self._shapes, ends, sizes.tolist(), strict=True)
         return {name: slice(end - size, end) for name, end, size in pairs}
 
-    def _split(self, theta: Tensor) -> Mapping[str, Tensor]:
+    def _split(self, theta: Tensor) -> dict[str, Tensor]:
         parts = theta.split([shape.numel() for shape in self._shapes.values()])
         named = zip(self._shapes.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named}

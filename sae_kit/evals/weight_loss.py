@@ -85,7 +85,7 @@ class WeightLoss:
             yield left[: self._batch]
             left = left[self._batch :]
 
-    def _split(self, w: Float[Tensor, " d"]) -> Mapping[str, Tensor]:
+    def _split(self, w: Float[Tensor, " d"]) -> dict[str, Tensor]:
         # One split has one backward, where as many slices would each have a vector of w's length.
         parts = w.split([shape.numel() for shape in self._shapes.values()])
         named = zip(self._shapes.items(), parts, strict=True)

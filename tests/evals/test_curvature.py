@@ -191,5 +191,5 @@ def test_what_is_too_large_or_too_coarse_is_refused():
         Network(nn.Linear(100, 100).double())
     with pytest.raises(ValueError, match=r"float32 is too coarse .*double"):
         Network(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="cut_off: 0.0"):
+    with pytest.raises(ValueError, match=r"cut_off: 0\.0"):
         effective_parameters(torch.ones(2, dtype=torch.float64), 0.0, scale=1.0)
