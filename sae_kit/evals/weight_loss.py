@@ -14,7 +14,7 @@ Source: the behavioural loss is Bushnaq et al. 2024's (2405.10927), section 2, w
 of squared differences of outputs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal, final
 
 import torch
