@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import final
 
 import torch
@@ -165,12 +165,9 @@ def draw_pairs(
             f"task: {task} has {len(found)} different pairs of one shape, and {n} to find "
             f"components on with {n_heldout} to confirm them takes {n + n_heldout}; ask for fewer"
         )
-    ends = (0, n, n + n_heldout)
-    first, second = (
-        Pairs.of(found[a:b], tokenizer, n_vocab=n_vocab, prepend_bos=prepend_bos)
-        for a, b in pairwise(ends)
-    )
-    return first, second
+    # Together, so that columns have the same names in both.
+    both = Pairs.of(found[: n + n_heldout], tokenizer, n_vocab=n_vocab, prepend_bos=prepend_bos)
+    return both.select(slice(0, n)), both.select(slice(n, None))
 
 
 def _from_file(path: str, tokenizer: Tokenizer, seed: int) -> list[Prompt]:

@@ -287,6 +287,10 @@ class Direction(ABC):
         """What is put into it."""
 
     @abstractmethod
+    def start(self, clean: Tensor, broken: Tensor) -> Tensor:
+        """The metric of the run that is patched."""
+
+    @abstractmethod
     def score(self, patched: Tensor, clean: Tensor, broken: Tensor) -> Tensor:
         """The share of the clean metric that was recovered, or lost. All three are means."""
 
@@ -304,6 +308,10 @@ class Denoising(Direction):
     def source(self, clean: Tensor, ablated: Tensor) -> Tensor:
         """See Direction."""
         return clean
+
+    def start(self, clean: Tensor, broken: Tensor) -> Tensor:
+        """See Direction."""
+        return broken
 
     def score(self, patched: Tensor, clean: Tensor, broken: Tensor) -> Tensor:
         """See Direction."""
@@ -323,6 +331,10 @@ class Noising(Direction):
     def source(self, clean: Tensor, ablated: Tensor) -> Tensor:
         """See Direction."""
         return ablated
+
+    def start(self, clean: Tensor, broken: Tensor) -> Tensor:
+        """See Direction."""
+        return clean
 
     def score(self, patched: Tensor, clean: Tensor, broken: Tensor) -> Tensor:
         """See Direction."""

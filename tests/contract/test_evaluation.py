@@ -42,6 +42,10 @@ SMALL = {
     "n_chains": 2,
     "n_burn_in": 2,
     "n_draws": 4,
+    "n_heldout": 6,
+    "n_top": 4,
+    "units": ("residual", "head_z", "mlp", "neuron", "sae", "latent"),
+    "n_random_sets": 1,
 }
 
 
