@@ -36,6 +36,10 @@ class Part:
     folder: Path | None
     """None: nothing is kept."""
 
+    def part(self, name: str) -> "Part":
+        """A part of this part."""
+        return Part(None if self.folder is None else self.folder / name)
+
     def get(self, number: int) -> dict[str, Tensor] | None:
         """Piece `number`, or None if it is not there, whole."""
         if self.folder is None or not (file := self._file(number)).is_file():
