@@ -19,6 +19,7 @@ from sae_kit.evals.patch_scores import Scorer
 from sae_kit.evals.scenes import EMBED, Runs, Stage
 from sae_kit.evals.units import KINDS, SAEs, Units
 from sae_kit.models.gpt2 import GPT2
+from sae_kit.models.hooks import Site
 
 Measured = Float[Tensor, "metrics pairs"]
 """All metrics of one patched run: see `Scorer.measure`."""
@@ -42,15 +43,27 @@ class Bench:
         ablation: Ablation,
         metric: str,
         seed: int,
+        also: Iterable[Site] = (),
     ) -> None:
-        """`kinds`: words of the units that will be exchanged."""
+        """Record the runs.
+
+        Args:
+            model: whose.
+            pairs: the prompts.
+            saes: by site; may be empty where no units are of SAEs.
+            kinds: words of the units that will be exchanged.
+            ablation: what the corrupted values are.
+            metric: the chosen one.
+            seed: draws pairs for intervals.
+            also: sites to be captured besides those of the units.
+        """
         self.groups: Mapping[str, list[Units]] = {
             word: KINDS[word].of(model, pairs, saes) for word in kinds
         }
         """Units by their word, site by site."""
         self.stage = Stage(model, pairs)
         sites = {units.site for groups in self.groups.values() for units in groups}
-        order = [site for site in self.stage.order if site in sites]
+        order = [site for site in self.stage.order if site in sites.union(also)]
         runs = Runs.of(self.stage, ablation, [EMBED, *order])
         self.scorer = Scorer(self.stage, runs, metric=metric, seed=seed)
         self.scenes = runs.scenes(self.stage, ablation)

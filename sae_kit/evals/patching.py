@@ -135,10 +135,9 @@ class Patching(Evaluation, name="patching"):
 
     def _words(self, subject: Subject) -> list[str]:
         """The kinds of units, after a check that the subject has what they are of."""
-        given = self.units
-        if given is None:
-            given = [word for word, kind in KINDS.items() if subject.saes or not kind.needs_saes]
-        words = [word for word in KINDS if word in (*COMPONENTS, *given)]
+        able = [word for word, kind in KINDS.items() if subject.saes or not kind.needs_saes]
+        wanted = able if self.units is None else self.units
+        words = [word for word in KINDS if word in COMPONENTS or word in wanted]
         needing = [word for word in words if KINDS[word].needs_saes]
         if needing and not subject.saes:
             raise ValueError(
@@ -182,6 +181,7 @@ class Patching(Evaluation, name="patching"):
             ablation=ablation,
             metric=self.metric,
             seed=subject.seed,
+            also={receiver.site for receiver in receivers(subject.model).values()},
         )
 
     def _effects(self, bench: Bench) -> Found:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,12 +36,17 @@ OF_HEADS = {
     "head_v": "values",
     "head_pattern": "patterns",
 }
-LISTED = {"components": ("head_z", "mlp"), "neurons": ("neuron",), "SAEs": ("sae", "latent")}
+LISTED = {
+    "components": ("head_z", "mlp"),
+    "neurons": ("neuron",),
+    "SAEs": ("sae",),
+    "latents": ("latent",),
+}
 N_UP, N_DOWN = 8, 5
 """Units above and below zero in a top list."""
 N_SENDERS = 24
 """In the matrices of paths."""
-N_NAMED, LEAST_NAMED = 8, 0.1
+N_NAMED, LEAST_NAMED = 8, 0.16
 """Points with their names: the farthest from zero, if so far by the farthest's measure."""
 
 
@@ -234,20 +240,45 @@ def directions(rows: Sequence[Row], *, title: str) -> Figure:
     far = sorted(both, key=lambda name: -size[name])[:N_NAMED]
     for name in [name for name in far if size[name] >= LEAST_NAMED * size[far[0]]]:
         place = both[name]["denoising"], both[name]["noising"]
-        # Heads above their points, MLPs below: less of it lies on top of one another.
-        up = name.startswith("a")
-        style = {"ha": "right", "va": "bottom"} if up else {"ha": "left", "va": "top"}
-        shift = (-3, 2) if up else (4, -2)
-        ax.annotate(name, place, shift, textcoords="offset points", fontsize=7, color=INK, **style)
+        # Away from the diagonal, along which most points are.
+        if place[1] > place[0]:
+            _name(ax, name, place, (-4, 2), ha="right", va="bottom")
+        else:
+            _name(ax, name, place, (4, -2), ha="left", va="top")
     ax.axline((0, 0), slope=1.0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     ax.margins(0.12)
-    style = {"transform": ax.transAxes, "fontsize": 8, "color": "#666666", "style": "italic"}
-    ax.text(0.02, 0.97, "needed, not enough alone (AND)", va="top", **style)
-    ax.text(0.98, 0.03, "enough alone, replaceable (OR)", ha="right", **style)
+    _remark(ax, "needed, not enough alone (AND)", (0.02, 0.97), ha="left", va="top")
+    _remark(ax, "enough alone, replaceable (OR)", (0.98, 0.03), ha="right", va="bottom")
     axis_labels(ax, "denoising: share recovered by it alone", "noising: share lost without it")
     ax.legend(fontsize=8, frameon=False, labelcolor=INK, loc="center right")
     _gates(table)
     return figure
+
+
+def _name(
+    ax: Axes,
+    name: str,
+    place: tuple[float, float],
+    shift: tuple[int, int],
+    *,
+    ha: Literal["left", "right"],
+    va: Literal["top", "bottom"],
+) -> None:
+    """A name beside a point, `shift` points of type away."""
+    ax.annotate(name, place, shift, textcoords="offset points", fontsize=7, color=INK, ha=ha, va=va)
+
+
+def _remark(
+    ax: Axes,
+    text: str,
+    place: tuple[float, float],
+    *,
+    ha: Literal["left", "right"],
+    va: Literal["top", "bottom"],
+) -> None:
+    """What a corner of a panel means; `place` in shares of the panel's sides."""
+    style = {"fontsize": 8, "color": "#666666", "style": "italic"}
+    ax.text(*place, text, transform=ax.transAxes, ha=ha, va=va, fontdict=style)
 
 
 def _gates(ax: Axes) -> None:

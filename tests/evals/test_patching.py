@@ -88,13 +88,15 @@ def test_the_embedding_is_everything_in_total(result: Result) -> None:
 
 def test_a_named_circuit_is_the_one_asked_about(subject: Subject) -> None:
     everything = ("m0", "m1", *(f"a{i}.{h}" for i in range(2) for h in range(4)))
-    named = Patching(task="ioi", units=(), receivers=(), circuit=everything, **SMALL)
+    named = Patching(task="ioi", units=(), circuit=everything, **SMALL)
     found = named.run(replace(subject, saes={}))
     assert found.scalars["n_circuit"] == 10
     assert found.scalars["enough_noised"] == pytest.approx(1.0)  # nothing else is ablated
     assert found.scalars["needed_denoised"] == pytest.approx(1.0)
     assert {row["units"] for row in rows_of(found, "unit")} == {"head_z", "mlp"}
-    assert rows_of(found, "path") == []
+    receivers = {row["receiver"] for row in rows_of(found, "path")}
+    assert len(receivers) == 7
+    assert "logits" in receivers
 
 
 def test_without_saes_there_are_none_of_their_units(subject: Subject) -> None:
