@@ -245,6 +245,8 @@ class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
     """Whether it can hold several sets of SAEs against one another (`Subject.compared`)."""
     browsable: ClassVar[bool] = False
     """Whether `sae_kit.viz.browser` makes a site of its results."""
+    figure_formats: ClassVar[tuple[str, ...]] = ("png",)
+    """What its figures are saved as."""
 
     @abstractmethod
     def run(self, subject: Any) -> Result:
@@ -261,6 +263,11 @@ class Evaluation(Family, ABC, tag="name", package="sae_kit.evals"):
     @abstractmethod
     def plot(result: Result) -> "dict[str, matplotlib.figure.Figure]":
         """The figures of a result, also of one read from disk, by the name of their file."""
+
+    @staticmethod
+    def files(result: Result) -> Mapping[str, str]:
+        """What else a result is written out as: text by the name of its file."""
+        return {}
 
     @final
     def provenance(self, subject: Subject | PlantedSubject) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sae_kit.data.docs import DocsConfig
 from sae_kit.data.planted import PlantedConfig
 from sae_kit.data.tokens import TokensConfig
 from sae_kit.evals.base import Compared, Evaluation, PlantedSubject, Subject
+from sae_kit.files import write_atomic
 from sae_kit.formats.base import load_sae, load_saes
 from sae_kit.jobs.run_folder import plain, read_config
 from sae_kit.models.expectations import Expectations
@@ -93,7 +94,10 @@ def evaluate(cfg: DictConfig, folder: Path) -> Result:
         result.save(folder)
         log.info("\n%s", result.table())
     for name, figure in evaluation.plot(result).items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI)
+        for kind in evaluation.figure_formats:
+            figure.savefig(folder / f"{name}.{kind}", dpi=DPI)
+    for name, text in evaluation.files(result).items():
+        write_atomic(folder / name, text)
     if evaluation.browsable:
         build([result], folder / "browser")
         log.info("\nto look at every latent, open %s", folder / "browser" / "index.html")

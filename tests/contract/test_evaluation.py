@@ -46,6 +46,8 @@ SMALL = {
     "n_top": 4,
     "units": ("residual", "head_z", "mlp", "neuron", "sae", "latent"),
     "n_random_sets": 1,
+    "thresholds": (0.3,),
+    "n_ig_steps": 2,
 }
 
 
