@@ -1,6 +1,6 @@
 """What one tried edge costs in ACDC, against a full pass of the circuit for each.
 
-    python benchmarks/acdc.py [--pairs 4 --positions 16 --vocab 50257] [--batch 16] [--json]
+    python benchmarks/acdc.py [--pairs 2 --positions 12 --vocab 50257] [--batch 16] [--json]
 
 The shape is GPT-2 small's, the weights are random. At several levels of the whole graph (the heads
 and the MLP of the last, a middle and the first block), the edges into one receiver are tried: by
@@ -96,8 +96,8 @@ def whole_run(graph: Graph, rows: list[dict]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--positions", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--positions", type=int, default=12)
     parser.add_argument("--vocab", type=int, default=50257)
     parser.add_argument("--batch", type=int, default=16, help="versions side by side")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
