@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+ROUNDING = 1e-20
+"""A share of a function's squares that varies no more than this is constant."""
+
 
 def frequency_shares(
     coordinates: Float[Tensor, "p p pos k"],
@@ -22,11 +25,13 @@ def frequency_shares(
     """
     p = coordinates.shape[0]
     power = torch.fft.fft2(coordinates, dim=(0, 1)).abs().square().sum(2)  # [p p k]
+    whole = power.sum((0, 1))
     power[0, 0] = 0.0
     total = power.sum((0, 1))
+    varies = total > ROUNDING * whole
     shares = []
     for k in range(1, (p - 1) // 2 + 1):
         own = torch.tensor([0, k, p - k])
         shares.append(power[own[:, None], own].sum((0, 1)))
     found = torch.stack(shares, -1)
-    return torch.where(total[:, None] > 0, found / total[:, None], 0.0)
+    return torch.where(varies[:, None], found / total[:, None], 0.0)

@@ -27,17 +27,17 @@ from sae_kit.evals.communities import CommunityMethod, Partition
 class InteractionGraph:
     """Edges that are kept between node layers, with their weights."""
 
-    weights: tuple[Float[Tensor, "k_there k_here"], ...]
-    """Of each pair of layers; 0: no edge."""
+    weights: tuple[Float[Tensor, "_ _"], ...]
+    """`[k_there k_here]` of each pair of layers; 0: no edge."""
 
     @staticmethod
     def of(
-        strengths: Sequence[Float[Tensor, "k_there k_here"]], n_needed: Sequence[int]
+        strengths: Sequence[Float[Tensor, "_ _"]], n_needed: Sequence[int]
     ) -> "InteractionGraph":
         """The graph of the strongest edges.
 
         Args:
-            strengths: of all edges, for each pair of layers.
+            strengths: `[k_there k_here]` of all edges, for each pair of layers.
             n_needed: how many of them to keep.
 
         Raises:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -10,14 +11,12 @@ from sae_kit.result import Result
 from sae_kit.viz.plots import (
     FAINT,
     INK,
-    MARKERS,
     PALETTE,
     Row,
     arms,
     axis_labels,
     grid,
     interval_of,
-    plain_ticks,
     reference,
 )
 
@@ -107,7 +106,7 @@ def by_step_size(rows: Sequence[Row], *, title: str) -> Figure:
     for i, model in enumerate(models):
         own = rows_of(rows, model)
         # Side by side, or intervals at the same step size would hide one another.
-        x = [row["step"] * 1.06 ** (i - (len(models) - 1) / 2) for row in own]
+        x = [row["step"] * 1.03 ** (i - (len(models) - 1) / 2) for row in own]
         y = [row["coefficient"] for row in own]
         ends = interval_of(own, "coefficient")
         assert ends is not None
@@ -120,15 +119,15 @@ def by_step_size(rows: Sequence[Row], *, title: str) -> Figure:
             linestyle="-" if i < len(PALETTE) else "--",
             linewidth=1.2,
             capsize=2.5,
-            label=model,
+            label=_short(model),
         )
-        for place, value, row in zip(x, y, own, strict=True):
-            ax.plot(place, value, VERDICTS[row["verdict"]], color=colour, markersize=5)
-    for word in dict.fromkeys(row["verdict"] for row in rows):
-        ax.plot([], [], VERDICTS[word], color=INK, markersize=5, label=word)
+        _mark(ax, x, own, colour)
+    _explain(ax, rows)
     reference(ax, 0.0)
     ax.set_xscale("log")
-    plain_ticks(ax.xaxis)
+    steps = sorted({row["step"] for row in rows})
+    ax.set_xticks(steps, [f"{step:g}" for step in steps])
+    ax.minorticks_off()
     axis_labels(ax, "step size (variance of a step's noise)", "coefficient (95 % interval)")
     _legend(figure)
     return figure
@@ -149,17 +148,19 @@ def in_training(rows: Sequence[Row], *, title: str) -> Figure:
         y = [row["coefficient"] for row in own]
         ends = interval_of(own, "coefficient")
         assert ends is not None
+        x = [row["train_step"] for row in own]
+        colour = PALETTE[i % len(PALETTE)]
         above.errorbar(
-            [row["train_step"] for row in own],
+            x,
             y,
             yerr=arms(y, ends),
-            color=PALETTE[i % len(PALETTE)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=4.5,
+            color=colour,
             linewidth=1.2,
             capsize=2.5,
             label=f"step size {step:g}",
         )
+        _mark(above, x, own, colour)
+    _explain(above, rows)
     losses = dict(sorted({row["train_step"]: row["loss"] for row in rows}.items()))
     below.plot(list(losses), list(losses.values()), color=INK, marker="o", markersize=4.5)
     for ax in (above, below):
@@ -172,13 +173,30 @@ def in_training(rows: Sequence[Row], *, title: str) -> Figure:
     return figure
 
 
+def _mark(ax: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) -> None:
+    """The verdicts on the rows."""
+    for place, row in zip(x, rows, strict=True):
+        ax.plot(place, row["coefficient"], VERDICTS[row["verdict"]], color=colour, markersize=5)
+
+
+def _explain(ax: Axes, rows: Sequence[Row]) -> None:
+    """What the markers stand for."""
+    for word in dict.fromkeys(row["verdict"] for row in rows):
+        ax.plot([], [], VERDICTS[word], color=INK, markersize=5, label=word)
+
+
+def _short(model: str) -> str:
+    """The end of a long name, which is what tells it from others."""
+    return model if len(model) <= 30 else f"...{model[-27:]}"
+
+
 def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(len(labels), 4),
+        ncols=min(len(labels), 3),
         fontsize=9,
         frameon=False,
     )

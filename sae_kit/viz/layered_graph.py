@@ -12,7 +12,7 @@ from sae_kit.viz.plots import FAINT, INK, PALETTE, axis_labels, grid
 
 
 def layered_graph(
-    weights: Sequence[Float[Tensor, "there here"]],
+    weights: Sequence[Float[Tensor, "_ _"]],
     *,
     layers: Sequence[str],
     groups: Sequence[Sequence[int]],
@@ -23,7 +23,7 @@ def layered_graph(
     """Draw the nodes that have an edge; a line is the wider the greater its edge's weight.
 
     Args:
-        weights: of edges between each layer and the next; 0: none.
+        weights: `[there here]`, of edges between each layer and the next; 0: none.
         layers: names of the columns.
         groups: of each layer's nodes: their colour; -1 for those in no group.
         names: of each layer's nodes, beside them; empty: none.

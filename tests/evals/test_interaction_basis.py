@@ -83,7 +83,7 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_contexts": 2, "n_edge_contexts": 1}, "n_contexts: 2 contexts have 30 activ.*give 3"),
+        ({"n_contexts": 2, "n_edge_contexts": 1}, "n_contexts: 2 contexts have 22 activ.*give 3"),
         ({"sites": "blocks.1.hook_resid_pre"}, "is one node layer"),
         ({"sites": "blocks.*.hook_mlp_out"}, "not the whole residual stream"),
         ({"n_contexts": 10**6}, "n_contexts: the held-out text has"),

@@ -28,7 +28,9 @@ def test_nodes_without_edges_are_left_out_and_wide_lines_are_strong_edges():
     assert len(widths) == 3
     assert sorted(widths) == [widths[0], widths[2], widths[1]]
     # Edges end at the nodes.
-    places = {(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_xdata()}
+    places = {
+        (line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata())
+    }
     assert {tuple(end) for c in lines for path in c.get_segments() for end in path} <= places
 
 
