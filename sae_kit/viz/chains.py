@@ -148,7 +148,7 @@ def in_training(rows: Sequence[Row], *, title: str) -> Figure:
         y = [row["coefficient"] for row in own]
         ends = interval_of(own, "coefficient")
         assert ends is not None
-        x = [row["train_step"] for row in own]
+        x = [float(row["train_step"]) for row in own]
         colour = PALETTE[i % len(PALETTE)]
         above.errorbar(
             x,
