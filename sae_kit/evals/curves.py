@@ -10,6 +10,7 @@ Degenerate curves have defined values, given with every function: a step that do
 last point, never an error, since a long plateau is what the numbers are about.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -108,6 +109,19 @@ def max_slope(
     slope, step = slopes.max(1)
     middles = (alphas[1:] + alphas[:-1]) / 2
     return slope, middles.to(curves)[step]
+
+
+def missed_slope(slope: float, n_points: int) -> float:
+    """The share of its slope that a logistic rise has lost if `slope` is what `n_points` points
+    measure of it: 1 - u / atanh(u) with u = slope / (n_points - 1). A jump, which measures the most
+    there is (u = 1), has lost all.
+
+    Two points h apart about the middle of a logistic of slope s measure tanh(s h) / h.
+    """
+    u = min(1.0, slope / (n_points - 1))
+    if u <= 0:
+        return 0.0
+    return 1.0 if u == 1.0 else 1 - u / math.atanh(u)
 
 
 def plateaus(

@@ -5,106 +5,122 @@ A word names them:
 - random            the subject's shape, with initial weights
 - shuffled          the subject's weights, each tensor's values in random order: what is left is
                     what sizes and scales alone bring
-- a run's folder    of `python train.py --config-name=language_model`: one model for each of its
-                    snapshots (lm.snapshots), or if it kept none, of its checkpoints
-                    (lm.n_checkpoints says how many are kept)
+- a run's folder    of `python train.py --config-name=language_model lm.snapshots=[0,10,100]`: the
+                    model at each of these steps
 - anything else     a model by name: a folder, a hub id, "demo"
 
-All read the same tokens, so they need the subject's vocabulary.
+All read the same tokens, so their vocabularies must be the subject's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import final
 
 import torch
 
-from sae_kit.checkpoint import checkpoints, load_checkpoint
 from sae_kit.evals.base import Subject
 from sae_kit.evals.draws import generator_of
-from sae_kit.models.gpt2 import GPT2
-from sae_kit.models.pretrained import load_model
+from sae_kit.models.gpt2 import GPT2, GPT2Config
+from sae_kit.models.hf_layout import read_config
+from sae_kit.models.pretrained import find_model, load_model, load_tokenizer
 from sae_kit.models.snapshots import find_snapshots
+from sae_kit.models.tokenizer import Tokenizer
 
 RANDOM, SHUFFLED = "random", "shuffled"
-CHECKPOINTS = "checkpoints"
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Variant:
-    """One of the models."""
+    """One of the models, loaded when it is asked for."""
 
     label: str
-    model: GPT2
-    step: int | None = None
-    """Of its training, for a checkpoint."""
+    config: GPT2Config
+    load: Callable[[], GPT2]
+    """Makes it, on the subject's device and of its type of numbers."""
+    run: str = ""
+    """The training run that it is a snapshot of."""
+    n_tokens: int = -1
+    """Tokens that this run had trained on; -1 where it is not known."""
 
 
-def variants(subject: Subject, words: Sequence[str]) -> Iterator[Variant]:
-    """The models that the words name, made one after another.
+def variants(subject: Subject, words: Sequence[str]) -> list[Variant]:
+    """The models that the words name; none is loaded yet.
 
     Raises:
-        ValueError: no such model, a run without checkpoints, or a model of another vocabulary.
+        ValueError: no such model, one of another vocabulary, or two of one name.
     """
-    for word in words:
-        run = Path(word)
-        if word == RANDOM:
-            generator = generator_of(subject.seed, word, 0)
-            yield _checked(Variant(word, GPT2(subject.model.config, generator=generator)), subject)
-        elif word == SHUFFLED:
-            yield _checked(Variant(word, shuffled(subject.model, subject.seed)), subject)
-        elif snapshots := find_snapshots(run):
-            for folder, moment in snapshots.items():
-                yield _checked(
-                    Variant(f"step {moment.step:,}", load_model(str(folder)).model, moment.step),
-                    subject,
-                )
-        elif (run / CHECKPOINTS).is_dir():
-            yield from _checkpoints(run, subject)
-        else:
-            yield _checked(Variant(word, load_model(word).model), subject)
+    found = [variant for word in words for variant in _named(subject, word)]
+    labels = [subject.language_model.name, *(variant.label for variant in found)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"models: {label} comes twice, the subject's model counted; once each")
+    return found
+
+
+def _named(subject: Subject, word: str) -> Iterator[Variant]:
+    own = subject.model.config
+    if word == RANDOM:
+        yield Variant(label=word, config=own, load=partial(_random, subject))
+    elif word == SHUFFLED:
+        yield Variant(label=word, config=own, load=partial(_shuffled, subject))
+    elif moments := find_snapshots(Path(word)):
+        run = Path(word).name
+        for folder, moment in moments.items():
+            label = f"{run}, step {moment.step:,}"
+            yield _on_disk(subject, str(folder), label, run=run, n_tokens=moment.n_tokens)
+    else:
+        yield _on_disk(subject, word, word, run="", n_tokens=-1)
+
+
+def _on_disk(subject: Subject, name: str, label: str, *, run: str, n_tokens: int) -> Variant:
+    try:
+        config = read_config(find_model(name)[0])
+    except ValueError as error:
+        raise ValueError(f"models: {error}") from error
+    _check_vocabulary(load_tokenizer(name), subject, label)
+    load = partial(_load, subject, name)
+    return Variant(label=label, config=config, load=load, run=run, n_tokens=n_tokens)
+
+
+def _check_vocabulary(tokenizer: Tokenizer, subject: Subject, label: str) -> None:
+    own = subject.language_model.tokenizer
+    if tokenizer.fingerprint == own.fingerprint:
+        return
+    ids = range(own.vocab_size)
+    if tokenizer.vocab_size != own.vocab_size or tokenizer.str_tokens(ids) != own.str_tokens(ids):
+        raise ValueError(
+            f"models: {label} has another vocabulary than {subject.language_model.name} and cannot "
+            "read its prompts; give models that share a tokenizer"
+        )
+
+
+def _random(subject: Subject) -> GPT2:
+    generator = generator_of(subject.seed, RANDOM, 0)
+    return _ready(GPT2(subject.model.config, generator=generator), subject)
 
 
 @torch.no_grad()
-def shuffled(model: GPT2, seed: int) -> GPT2:
-    """A model with the values of every tensor in another order."""
-    other = GPT2(model.config)
-    other.load_state_dict(model.state_dict())
-    for name, p in other.named_parameters():
-        order = torch.randperm(p.numel(), generator=generator_of(seed, name, 0))
-        p.copy_(p.flatten()[order.to(p.device)].view(p.shape))
-    return other
+def _shuffled(subject: Subject) -> GPT2:
+    model = GPT2(subject.model.config)
+    model.load_state_dict(subject.model.state_dict())
+    for name, p in model.named_parameters():
+        order = torch.randperm(p.numel(), generator=generator_of(subject.seed, name, 0))
+        p.copy_(p.flatten()[order].view(p.shape))
+    return _ready(model, subject)
 
 
-def _checkpoints(run: Path, subject: Subject) -> Iterator[Variant]:
-    """The states of a language model in training, the first one first."""
-    found = sorted(checkpoints(run / CHECKPOINTS), key=_step)
-    if not found:
-        raise ValueError(f"models: {run} has no checkpoint yet")
-    for path in found:
-        model = GPT2(subject.model.config)
-        state = load_checkpoint(path)["task"].get("model")
-        sizes = {key: tuple(p.shape) for key, p in model.state_dict().items()}
-        if state is None or {key: tuple(p.shape) for key, p in state.items()} != sizes:
-            raise ValueError(
-                f"models: {path} is no checkpoint of a language model of the subject's shape"
-            )
-        model.load_state_dict(state)
-        yield _checked(Variant(f"step {_step(path):,}", model, _step(path)), subject)
+def _load(subject: Subject, name: str) -> GPT2:
+    return load_model(
+        name,
+        centre_writing_weights=subject.language_model.centred,
+        dtype=str(subject.model.W_E.dtype).removeprefix("torch."),
+        device=str(subject.device),
+    ).model
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
-
-
-def _checked(variant: Variant, subject: Subject) -> Variant:
-    model, own = variant.model, subject.model
-    if model.config.n_vocab != own.config.n_vocab:
-        raise ValueError(
-            f"models: {variant.label} has {model.config.n_vocab} tokens, but "
-            f"{subject.language_model.name} {own.config.n_vocab}; they cannot read the same prompts"
-        )
-    model.to(own.device, own.W_E.dtype).eval().requires_grad_(False)
-    return variant
+def _ready(model: GPT2, subject: Subject) -> GPT2:
+    own = subject.model
+    return model.to(own.device, own.W_E.dtype).eval().requires_grad_(False)

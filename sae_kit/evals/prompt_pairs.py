@@ -1,8 +1,11 @@
-"""Pairs of prompts that differ in their last word, from a file.
+"""Pairs of prompts that differ in their ending, from a file.
 
 The file is YAML: a list of `{kind: similar | dissimilar, start: "...", a: "...", b: "..."}`; the
 prompts are `start + a` and `start + b`. Similar endings call for the same continuation, dissimilar
 ones for different ones. The shipped file has pairs of the form that Janiak et al. 2024 use.
+
+Both prompts of a pair have equally many tokens, since an activation takes the other's place at the
+same position. Where the endings are one token each, the prompts are equal up to their last token.
 """
 
 import logging
@@ -38,18 +41,22 @@ class PromptPair:
         last = self.start.split(" ")[-2:]
         return f"… {' '.join(last)}{self.a} /{self.b}"
 
-    def tokens(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """Both prompts.
+    def tokens(self, tokenizer: Tokenizer, *, bos: bool) -> tuple[list[int], list[int]]:
+        """Both prompts, behind the end-of-text token if `bos`.
 
         Raises:
             ValueError: they have different numbers of tokens, or are equal.
         """
-        first, second = tokenizer.encode(self.start + self.a), tokenizer.encode(self.start + self.b)
-        if len(first) != len(second) or first == second:
+        before = [tokenizer.eot_id] if bos else []
+        first = [*before, *tokenizer.encode(self.start + self.a)]
+        second = [*before, *tokenizer.encode(self.start + self.b)]
+        if len(first) != len(second):
             raise ValueError(
                 f"pairs: {self.start + self.a!r} and {self.start + self.b!r} have {len(first)} and "
-                f"{len(second)} tokens; choose different endings of equally many tokens"
+                f"{len(second)} tokens; choose endings of equally many"
             )
+        if first == second:
+            raise ValueError(f"pairs: {self.start + self.a!r} is compared with itself")
         return first, second
 
 
@@ -66,7 +73,7 @@ def read_pairs(path: str | None, tokenizer: Tokenizer) -> list[PromptPair]:
     kept = []
     for pair in pairs:
         try:
-            pair.tokens(tokenizer)
+            pair.tokens(tokenizer, bos=False)
         except ValueError as error:
             if path is not None:
                 raise

@@ -1,189 +1,166 @@
-"""What eval=stable_regions runs: paths between two activations, and planes through three."""
+"""What eval=stable_regions runs: ways between two activations, and planes through three.
 
-from collections.abc import Sequence
+Activations are those of the last position of prompts, at one site. In the context of prompt A, its
+own is replaced; positions before the last keep the keys and values that A gives them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_kit.evals.gates import GateCrossings, GateFlips, last_gates
 from sae_kit.evals.hosts import Hosts, Place
 from sae_kit.evals.kept import Part
-from sae_kit.evals.paths import Arc, Path, Plane, Segment
-from sae_kit.evals.perturbation import Probe, respond
-from sae_kit.evals.responses import KL, L2, LogitDifference, Outcome, Response
+from sae_kit.evals.paths import Path, Plane, Segment
+from sae_kit.evals.perturbation import Curves, Probe, respond
+from sae_kit.evals.responses import KL, L2, LogitDifference, Response
+from sae_kit.evals.sampled_pairs import Pairs
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.hooks import Site
 
-LINE, ARC = "line", "arc"
 MARGIN = 0.25
-"""How far a plane reaches beyond the square of its three activations."""
+"""How far a plane reaches beyond the square that its three activations span."""
 PROMPTS_PER_PASS = 64
 
-
-@final
-class GateFlips(Response):
-    """How many neurons of an MLP have a pre-activation of another sign than in the clean run."""
-
-    name = "gate_flips"
-
-    def __init__(self, site: Site) -> None:
-        self.site, self.sites = site, frozenset({site})
-
-    def __call__(self, clean: Outcome, perturbed: Outcome) -> Float[Tensor, "hosts points pos"]:
-        """See Response."""
-        on, was_on = perturbed.acts[self.site] > 0, clean.acts[self.site] > 0
-        return (on != was_on).sum(-1).float()
-
-
-@torch.no_grad()
-def last_activations(
-    model: GPT2, tokens: Int[Tensor, "prompts pos"], site: Site
-) -> Float[Tensor, "prompts d_model"]:
-    """The activations at the last positions."""
-    runs = [
-        model.run(some.to(model.device), capture=[site], stop=site).acts[site][:, -1]
-        for some in tokens.split(PROMPTS_PER_PASS)
-    ]
-    return torch.cat(runs)
+Way = Callable[
+    [
+        Float[Tensor, "hosts pos d_model"],
+        Float[Tensor, "hosts pos d_model"],
+        Float[Tensor, " alphas"],
+    ],
+    Path,
+]
+"""Makes the path from some activations to others, such as `Segment`."""
+Along = Mapping[str, Float[Tensor, "pairs alphas"]]
+"""Response -> its values along every pair's path, on the CPU: l2 at the read site, kl, and
+gate_flips and gate_crossings where the last MLP comes after the written site."""
 
 
 @final
-class Between:
-    """Responses on the way from prompts' own activations to others.
+@dataclass(frozen=True, eq=False)  # eq: tensors have no single truth value to compare by
+class Slice:
+    """The plane through the activations of three prompts, in the context of each."""
+
+    distances: Float[Tensor, "three betas alphas"]
+    """Of the output from what each context gives by itself."""
+    t: float
+    """C is at alpha = t, beta = 1; A at (0, 0) and B at (1, 0)."""
+
+
+@final
+class Bench:
+    """One model, with one site to write and one to read.
 
     Args:
         model: the model.
-        site: where activations are replaced.
+        write: where activations are replaced.
         read: where distances are measured.
-        n_alphas: points on the way.
-        paths: LINE, ARC.
-        memory_mb: what the perturbed runs take.
-
-    Raises:
-        ValueError: `read` comes before `site`, or the model lacks one of them.
+        memory_mb: what the perturbed runs take, in MiB.
     """
 
-    def __init__(
-        self,
-        model: GPT2,
-        site: Site,
-        read: Site,
-        n_alphas: int,
-        *,
-        paths: Sequence[str],
-        memory_mb: int,
-    ) -> None:
-        self._model, self._place = model, Place(write=site, position=-1)
-        self._alphas, self._paths = torch.linspace(0, 1, n_alphas), paths
+    def __init__(self, model: GPT2, write: Site, read: Site, *, memory_mb: int) -> None:
+        self.model, self.read = model, read
+        self.place = Place(write=write, position=-1)
         self._memory_mb = memory_mb
-        gates = f"blocks.{model.config.n_layer - 1}.mlp.hook_pre"
-        order = list(model.sites())
-        # Behind the last MLP there is no gate that could flip.
-        self._has_gates = order.index(site) < order.index(gates)
-        self._responses: tuple[Response, ...] = (L2(read), KL())
-        if self._has_gates:
-            self._responses = (*self._responses, GateFlips(gates))
-        self._read = read
-        self.distances: dict[str, Tensor] = {}
-        """Path -> `[prompts alphas]`."""
-        self.kl: dict[str, Tensor] = {}
-        self.flips: dict[str, Tensor] = {}
+        order, gates = list(model.sites()), last_gates(model)
+        self._gates = gates if order.index(write) < order.index(gates) else None
 
-    def measure(
+    @torch.no_grad()
+    def last_activations(
+        self, prompts: Int[Tensor, "prompts pos"]
+    ) -> Float[Tensor, "prompts d_model"]:
+        """What the model itself has at the written site, at the last position."""
+        write = self.place.write
+        parts = prompts.to(self.model.device).split(PROMPTS_PER_PASS)
+        runs = [self.model.run(part, capture=[write], stop=write) for part in parts]
+        return torch.cat([run.acts[write][:, -1] for run in runs])
+
+    def along(
         self,
-        tokens: Int[Tensor, "prompts pos"],
-        ends: Float[Tensor, "prompts d_model"],
+        pairs: Pairs,
+        ways: Mapping[str, Way],
+        alphas: Float[Tensor, " alphas"],
         kept: Part,
-    ) -> None:
-        """Go from every prompt's last activation to its end."""
-        self._place.check(self._model, tokens.shape[1], [self._read])
-        centre = torch.cat([last_activations(self._model, tokens, self._place.write), ends]).mean(0)
+    ) -> dict[str, Along]:
+        """Go from every A to its B, on every way."""
+        ends = self.last_activations(pairs.b)[:, None]
 
         def probes(hosts: Hosts) -> dict[str, Probe]:
-            to = ends[hosts.index.to(ends.device)][:, None]
-            ways: dict[str, Path] = {LINE: Segment(hosts.base, to, self._alphas)}
-            if ARC in self._paths:
-                ways[ARC] = Arc(hosts.base, to, self._alphas, centre)
-            return {name: Probe(way, self._responses) for name, way in ways.items()}
+            end = ends[hosts.index.to(ends.device)]
+            return {
+                name: Probe(way(hosts.base, end, alphas), self._responses())
+                for name, way in ways.items()
+            }
 
-        found = respond(
-            self._model, tokens, self._place, probes, memory_mb=self._memory_mb, kept=kept
-        )
-        for name, values in found.items():
-            self.distances[name] = values["l2"][..., 0]
-            self.kl[name] = values["kl"][..., 0]
-            none = torch.zeros_like(self.kl[name])
-            self.flips[name] = values["gate_flips"][..., 0] if self._has_gates else none
+        return _at_last(self._respond(pairs.a, probes, kept))
 
-    def logit_difference(
-        self, tokens: Int[Tensor, "one pos"], ends: Float[Tensor, "two d_model"]
-    ) -> Float[Tensor, " alphas"]:
-        """On the straight line between the two activations `ends`, the logit of the token that is
-        likeliest at its beginning less that of the one at its end; 1 and 0 there. Zero throughout
-        where these are the same token.
+    def endings(self, pairs: Pairs, alphas: Float[Tensor, " alphas"]) -> Along:
+        """On the straight line, also logit_difference: the logit of the token that A's own
+        prediction puts first, less that of B's; 0 throughout where they are the same token.
         """
-        outcomes = self._logits(tokens, ends[None, :, None])
-        first, second = outcomes.argmax(-1).tolist()
-        chosen = LogitDifference(
-            torch.tensor([[first]], device=tokens.device),
-            torch.tensor([[second]], device=tokens.device),
-        )
-        way = Segment(ends[:1, None], ends[1:, None], self._alphas)
-        found = respond(
-            self._model,
-            tokens,
-            self._place,
-            lambda _: {LINE: Probe(way, (chosen,))},
-            memory_mb=self._memory_mb,
-            kept=Part(None),
-        )
-        values = found[LINE]["logit_difference"][0, :, 0]
-        span = values[0] - values[-1]
-        return (values - values[-1]) / span if span != 0 else torch.zeros_like(values)
-
-    def _logits(self, tokens: Tensor, x: Tensor) -> Float[Tensor, "points vocab"]:
-        hosts = self._place.hosts(self._model, tokens, torch.zeros(1, dtype=torch.long))
-        return hosts.outcome(x, sites=(), logits=True).predictions()[0, :, 0]
-
-
-@final
-class Slices:
-    """Distances of the output on the plane through three prompts' activations.
-
-    Args:
-        model: the model.
-        site: where activations are replaced.
-        read: where distances are measured.
-        size: points along each side.
-        memory_mb: what the perturbed runs take.
-    """
-
-    def __init__(self, model: GPT2, site: Site, read: Site, size: int, memory_mb: int) -> None:
-        self._model, self._place, self._read = model, Place(write=site, position=-1), read
-        self._sides = torch.linspace(-MARGIN, 1 + MARGIN, size)
-        self._memory_mb = memory_mb
-
-    def of(self, tokens: Int[Tensor, "three pos"], kept: Part, name: str) -> dict[str, Tensor]:
-        """For each of the three contexts, the distance from its own clean output, as rows of beta
-        and columns of alpha; and t, the place of the third activation at (t, 1).
-        """
-        acts = last_activations(self._model, tokens, self._place.write)
-        a, b, c = (act.expand(3, 1, -1) for act in acts)
-        plane = Plane(a, b, c, self._sides, self._sides)
+        ends = self.last_activations(pairs.b)[:, None]
+        tops = [self._top(prompts)[:, None] for prompts in (pairs.a, pairs.b)]
 
         def probes(hosts: Hosts) -> dict[str, Probe]:
-            # The same plane for every context.
-            one, two, three = (corner[: len(hosts.index)] for corner in (a, b, c))
-            path = Plane(one, two, three, self._sides, self._sides)
-            return {"plane": Probe(path, (L2(self._read),))}
+            index = hosts.index.to(ends.device)
+            difference = LogitDifference(tops[0][index], tops[1][index])
+            path = Segment(hosts.base, ends[index], alphas)
+            return {"line": Probe(path, (*self._responses(), difference))}
 
-        found = respond(
-            self._model, tokens, self._place, probes, memory_mb=self._memory_mb, kept=kept
+        return _at_last(self._respond(pairs.a, probes, Part(None)))["line"]
+
+    def slice(self, triple: Int[Tensor, "three pos"], size: int, kept: Part) -> Slice:
+        """The plane on a grid of `size` points each way.
+
+        Raises:
+            ValueError: the first two activations are equal.
+        """
+        sides = torch.linspace(-MARGIN, 1 + MARGIN, size)
+        # The same three corners for every host.
+        a, b, c = (act[None, None] for act in self.last_activations(triple))
+
+        def probes(hosts: Hosts) -> dict[str, Probe]:
+            corners = [corner.expand(len(hosts.index), 1, -1) for corner in (a, b, c)]
+            return {"plane": Probe(Plane(*corners, sides, sides), (L2(self.read),))}
+
+        found = self._respond(triple, probes, kept)["plane"]["l2"]
+        return Slice(found.view(3, size, size), Plane(a, b, c, sides, sides).t.item())
+
+    def _responses(self) -> tuple[Response, ...]:
+        """New ones for every path, since some remember where they have been."""
+        plain: tuple[Response, ...] = (L2(self.read), KL())
+        if self._gates is None:
+            return plain
+        return (*plain, GateFlips(self._gates), GateCrossings(self._gates))
+
+    def _respond(
+        self,
+        prompts: Int[Tensor, "prompts context"],
+        probes: Callable[[Hosts], Mapping[str, Probe]],
+        kept: Part,
+    ) -> Curves:
+        return respond(
+            self.model, prompts, self.place, probes, memory_mb=self._memory_mb, kept=kept
         )
-        n = len(self._sides)
-        return {
-            f"{name}/distances": found["plane"]["l2"][..., 0].view(3, n, n),
-            f"{name}/t": plane.t[:1, 0].float().cpu(),
-            f"{name}/sides": self._sides,
-        }
+
+    @torch.no_grad()
+    def _top(self, prompts: Int[Tensor, "prompts pos"]) -> Int[Tensor, " prompts"]:
+        """The likeliest next tokens."""
+        tops = []
+        for part in prompts.to(self.model.device).split(PROMPTS_PER_PASS):
+            logits = self.model.run(part).logits
+            assert logits is not None
+            tops.append(logits[:, -1].argmax(-1))
+        return torch.cat(tops)
+
+
+def _at_last(curves: Curves) -> dict[str, Along]:
+    """Without the axis of positions, of which there is one."""
+    return {
+        name: {response: values[..., 0] for response, values in found.items()}
+        for name, found in curves.items()
+    }

@@ -3,56 +3,62 @@
 The activation at a prompt's last position is moved to that of another prompt, A + alpha (B - A), in
 the context of the first. With d the distance of the last residual stream from its clean value,
 r(alpha) = d(alpha) / d(1) is a diagonal where the output follows the activation, and flat - steep -
-flat where there are stable regions with a border between them. Measured are the largest slope of r,
-where it is, and how long r stays below 0.1 and above 0.9.
+flat where there are stable regions with a border between them.
 
-- between sampled prompts, on the straight line and on an arc about the mean activation, for the
-  subject's model at every chosen site, and for other models (`model_variants.py`)
-- between hand-made pairs of prompts (`prompt_pairs.py`): similar and dissimilar endings
-- on planes through three activations, in each of the three contexts: pictures of the regions
+- pairs of sampled prompts: on the straight line, and on an arc about the mean activation; at
+  several sites of the subject's model, and at one of other models (`model_variants.py`)
+- pairs of sampled prompts that end in the same token
+- pairs of hand-made prompts (`prompt_pairs.py`), of similar and of dissimilar endings
+- planes through three activations, in the context of each: pictures of the regions
 
-Rows of kind "curves" (one for each model, site and path): n_pairs, n_dropped (d(1) up to
-`least_distance`), and medians over pairs of max_slope, location, begin, end (the two plateaus),
-gate_flips, with quartiles (`*_q1`, `*_q3`) and 95 % bootstrap intervals of the median (`*_low`,
-`*_high`); slope_same and slope_other, medians of pairs whose last tokens are the same or not.
-Rows of kind "pair": each hand-made pair's slope, location and plateaus.
+Rows of kind "curves" (one for each model, site, pairs and path): n_pairs; n_dropped, pairs whose
+d(1) is at most `least_distance`; medians of the measures that `region_rows.py` defines, with 95 %
+bootstrap intervals over pairs (*_low, *_high); quartiles of the slope; missed_slope, the share of
+the median slope that the grid misses if the rise is logistic. Rows of kind "pair" hold each
+hand-made pair's measures, and whether its prompts' top predictions differ; rows of kind "slice" say
+which planes there are.
 
-gate_flips is the number of neurons of the last MLP whose pre-activation has another sign at B than
-at A: the least number of linear regions passed through.
+Arrays: curves/<n>/<measure>, of the row whose `number` is n; pair/<n>/r, kl and, where the top
+predictions differ, logits: their logit difference, scaled to run from 1 to 0; slice/<n>/distances,
+[context beta alpha], where alpha and beta run from -margin to 1 + margin.
 
 Source: Janiak et al. 2024, "Characterizing stable regions in the residual stream of LLMs"
 (2409.17113) and its code. Departures are listed in docs/stable_regions.md.
 
-Limits: slopes are finite differences, at most n_alphas - 1, and measured low where the rise is
-steep (`max_slope_cap` in the scalars). d(1) is the distance to what B's activation does in A's
-context, not to B's own output.
+Limits: slopes are finite differences, n_alphas - 1 at most (max_slope_cap). d(1) is the distance to
+what B's activation does in A's context, not to B's own output. Medians hide how pairs differ: the
+arrays have every pair.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae_kit.config import check_counts
+from sae_kit.data.cache_manifest import weights_hash
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.curves import max_slope, plateaus, relative
+from sae_kit.evals.hosts import Place
 from sae_kit.evals.kept import Kept, Part
 from sae_kit.evals.model_variants import Variant, variants
-from sae_kit.evals.prompt_pairs import read_pairs
-from sae_kit.evals.prompts import Prompts
-from sae_kit.evals.region_bench import LINE, Between, Slices, last_activations
-from sae_kit.evals.resampling import median_interval
-from sae_kit.models.hooks import Site, match_sites
+from sae_kit.evals.paths import Arc, Segment
+from sae_kit.evals.prompt_pairs import PromptPair, read_pairs
+from sae_kit.evals.region_bench import MARGIN, Along, Bench, Way
+from sae_kit.evals.region_rows import Measured, from_1_to_0
+from sae_kit.evals.sampled_pairs import Pairs, Sample
+from sae_kit.models.gpt2 import GPT2, declare_sites
+from sae_kit.models.hooks import Site, check_sites, match_sites
 from sae_kit.result import Result
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-MEASURES = ("max_slope", "location", "begin", "end", "gate_flips")
+LINE, ARC = "line", "arc"
+SAMPLED, SAME_ENDING = "sampled", "same ending"
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +71,16 @@ class StableRegions(Evaluation, name="stable_regions"):
     site: str = "blocks.1.hook_resid_pre"
     """Where activations are replaced: after the first block, as in the paper."""
     sites: str | tuple[str, ...] = "blocks.*.hook_resid_pre"
-    """Where the subject's model is looked at besides; block 0 reads tokens, and is as good."""
+    """Where they are replaced besides, in the subject's model alone."""
     read: str | None = None
-    """Where distances are measured; None: the last residual-stream site."""
+    """Where distances are measured; None: each model's last residual-stream site."""
     n_pairs: int = 100
     """Of sampled prompts."""
     prompt_size: int = 10
-    """Tokens in a prompt."""
+    """Tokens in a prompt, BOS included where the text has one."""
     n_alphas: int = 50
     """Points from one activation to the other."""
-    paths: tuple[Literal["line", "arc"], ...] = ("line", "arc")
+    paths: tuple[Literal["line", "arc"], ...] = (LINE, ARC)
     """From one activation to the other; the straight line is among them."""
     least_distance: float = 0.01
     """Pairs whose outputs are no farther apart than this are left out."""
@@ -83,170 +89,211 @@ class StableRegions(Evaluation, name="stable_regions"):
     pairs: str | None = None
     """A file of hand-made pairs; None: the shipped one."""
     n_slices: int = 2
-    """Planes through three sampled activations."""
-    slice_size: int = 41
+    """Planes through three sampled activations, in every model."""
+    slice_size: int = 31
     """Points along each side of a plane."""
     memory_mb: int = 1024
     """What the perturbed runs take, in MiB."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "n_pairs", "slice_size", "memory_mb")
+        check_counts(self, "n_pairs", "memory_mb")
         if self.prompt_size < 2:
             raise ValueError(f"prompt_size: {self.prompt_size}; give 2 tokens or more")
         if self.n_alphas < 3:
             raise ValueError(f"n_alphas: {self.n_alphas} points show no border; give 3 or more")
-        if "line" not in self.paths or len(set(self.paths)) < len(self.paths):
+        if LINE not in self.paths or len(set(self.paths)) < len(self.paths):
             raise ValueError(f"paths: {list(self.paths)}; give line, or line and arc")
-        if self.n_slices < 0 or self.least_distance < 0:
-            raise ValueError("n_slices and least_distance must be 0 or more")
+        if self.least_distance < 0:
+            raise ValueError(f"least_distance: {self.least_distance} is negative; give 0 or more")
+        if self.n_slices < 0 or self.slice_size < 2:
+            raise ValueError(
+                f"n_slices: {self.n_slices} planes of slice_size={self.slice_size} points; give 0 "
+                "or more planes, of 2 points or more"
+            )
 
     @torch.no_grad()
     def run(self, subject: Subject) -> Result:
-        """See Evaluation.run: rows of curves by model, site and path, then of hand-made pairs."""
-        read = self.read or [s for s in subject.model.sites() if ".hook_resid_" in s][-1]
-        sites = [s for s in match_sites(self.sites, subject.model.sites()) if s != self.site]
-        n_prompts = max(self.n_pairs + 1, 3 * self.n_slices)
-        prompts = Prompts.of(
-            subject,
-            context_size=self.prompt_size,
-            n_hosts=n_prompts,
-            n_others=1,
-            drop_first_position=True,
-            drop_special_tokens=False,
-        ).hosts
-        others = list(variants(subject, self.models))
-        own = Variant(subject.language_model.name, subject.model)
-        asked = [(own, site) for site in (self.site, *sites)]
-        asked += [(other, self.site) for other in others]
-        found: list[dict[str, Any]] = []
-        arrays: dict[str, Tensor] = {"alphas": torch.linspace(0, 1, self.n_alphas)}
+        """See Evaluation.run: rows of curves by site and model, of hand-made pairs, of planes."""
+        # Everything that can be refused comes before everything that takes time.
+        model = subject.model
+        sites = [s for s in match_sites(self.sites, model.sites()) if s != self.site]
+        others = variants(subject, self.models)
+        by_hand = read_pairs(self.pairs, subject.language_model.tokenizer)
+        self._check(subject, sites, others)
+        sample = Sample.of(
+            subject, n_pairs=self.n_pairs, n_planes=self.n_slices, prompt_size=self.prompt_size
+        )
+        own = Variant(
+            label=subject.language_model.name, config=model.config, load=lambda: subject.model
+        )
         with Kept.of(self, subject) as kept:
-            for variant, site in asked:
-                part = kept.part(f"{variant.label}/{site}".replace(" ", "_"))
-                between = self._between(variant, site, read, prompts, part)
-                found += self._curve_rows(variant, site, between, prompts, subject.seed)
-                arrays |= self._curve_arrays(f"{variant.label}/{site}", between)
-            rows, curves = self._hand_made(subject, read)
-            arrays |= curves
-            for i in range(self.n_slices):
-                three = prompts[3 * i : 3 * i + 3]
-                slices = Slices(subject.model, self.site, read, self.slice_size, self.memory_mb)
-                arrays |= slices.of(three, kept.part(f"slice_{i}"), f"slice/{i}")
-        first = found[0]
+            found = Findings(self, sample, kept, seed=subject.seed)
+            for site in (self.site, *sites):
+                found.add_sampled(own, self._bench(model, site))
+            bench = self._bench(model, self.site)
+            found.add_same_ending(own, bench)
+            found.add_by_hand(bench, subject, by_hand)
+            found.add_slices(own, bench)
+            for other in others:
+                bench = self._bench(other.load(), self.site)
+                found.add_sampled(other, bench)
+                found.add_slices(other, bench)
+        first = found.rows[0]
         return Result(
             name=self.word,
             scalars={
                 "max_slope": first["max_slope"],
                 "max_slope_cap": self.n_alphas - 1,
                 "n_pairs": first["n_pairs"],
-                "n_slices": self.n_slices,
             },
-            rows=(*found, *rows),
-            arrays=arrays,
+            rows=tuple(found.rows),
+            arrays=found.arrays,
             provenance=self.provenance(subject),
         )
 
-    def _between(
-        self, variant: Variant, site: Site, read: Site, prompts: Tensor, kept: Part
-    ) -> Between:
-        """From every sampled prompt to the next."""
-        between = Between(
-            variant.model, site, read, self.n_alphas, paths=self.paths, memory_mb=self.memory_mb
-        )
-        tokens = prompts[: self.n_pairs + 1]
-        ends = last_activations(variant.model, tokens, site)
-        between.measure(tokens[:-1], ends[1:], kept)
-        return between
+    def _bench(self, model: GPT2, site: Site) -> Bench:
+        return Bench(model, site, self._read(model.sites()), memory_mb=self.memory_mb)
 
-    def _curve_rows(
-        self, variant: Variant, site: Site, between: Between, prompts: Tensor, seed: int
-    ) -> Iterator[dict[str, Any]]:
-        last = prompts[: self.n_pairs + 1, -1]
-        same = last[1:] == last[:-1]
-        for path, distances in between.distances.items():
-            curves, kept = relative(distances.double(), self.least_distance)
-            row: dict[str, Any] = {
-                "kind": "curves",
-                "model": variant.label,
-                "site": site,
-                "path": path,
-                "step": -1 if variant.step is None else variant.step,
-                "n_pairs": len(kept),
-                "n_dropped": self.n_pairs - len(kept),
-            }
-            if len(kept) == 0:
+    def _read(self, sites: Sequence[Site] | Mapping[Site, Any]) -> Site:
+        """Where distances are measured in a model that has these sites."""
+        return self.read or [site for site in sites if ".hook_resid_" in site][-1]
+
+    def _check(self, subject: Subject, sites: Sequence[Site], others: Sequence[Variant]) -> None:
+        """Refuse sites that a model lacks, and prompts that are too long for one."""
+        model = subject.model
+        for site in (self.site, *sites):
+            place = Place(write=site, position=-1)
+            place.check(model, self.prompt_size, [self._read(model.sites())])
+        for other in others:
+            known = declare_sites(other.config.n_layer)
+            check_sites([self.site, self._read(known)], known, f"models ({other.label})")
+            if self.prompt_size > other.config.n_ctx:
                 raise ValueError(
-                    f"least_distance: no pair of {variant.label} at {site} ends farther away than "
-                    f"{self.least_distance}; give a smaller one, or a later site to read"
+                    f"models: {other.label} has contexts of {other.config.n_ctx} tokens, and "
+                    f"prompt_size is {self.prompt_size}; give shorter prompts"
                 )
-            measures = {**measured(curves), "gate_flips": between.flips[path][kept, -1].double()}
-            for name, values in measures.items():
-                row |= _spread(name, values, seed)
-            slopes, alike = measures["max_slope"], same[kept.to(same.device)].to(curves.device)
-            for name, chosen in (("same", alike), ("other", ~alike)):
-                if chosen.any():
-                    row[f"slope_{name}"] = slopes[chosen].median().item()
-            yield row
-
-    def _curve_arrays(self, name: str, between: Between) -> dict[str, Tensor]:
-        arrays: dict[str, Tensor] = {}
-        for path, distances in between.distances.items():
-            curves, _ = relative(distances.double(), self.least_distance)
-            slopes = measured(curves)["max_slope"]
-            arrays |= {f"curves/{name}/{path}": curves.float(), f"slopes/{name}/{path}": slopes}
-            arrays[f"kl/{name}/{path}"] = between.kl[path]
-        return arrays
-
-    def _hand_made(
-        self, subject: Subject, read: Site
-    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """The pairs of the file, one by one, since their lengths differ."""
-        rows: list[dict[str, Any]] = []
-        arrays: dict[str, Tensor] = {}
-        tokenizer, model = subject.language_model.tokenizer, subject.model
-        for number, pair in enumerate(read_pairs(self.pairs, tokenizer)):
-            tokens = torch.tensor(pair.tokens(tokenizer), device=model.device)
-            ends = last_activations(model, tokens, self.site)
-            between = Between(
-                model, self.site, read, self.n_alphas, paths=(LINE,), memory_mb=self.memory_mb
-            )
-            between.measure(tokens[:1], ends[1:], Part(None))
-            curves, kept = relative(between.distances[LINE].double(), self.least_distance)
-            if len(kept) == 0:
-                log.warning("left out: %r ends where it begins", pair.label)
-                continue
-            values = {name: one.item() for name, one in measured(curves).items()}
-            flips = int(between.flips[LINE][0, -1])
-            about = {"kind": "pair", "pair": pair.label, "likeness": pair.kind}
-            rows.append({**about, **values, "gate_flips": flips})
-            arrays[f"pair/{number}/r"] = curves[0].float()
-            arrays[f"pair/{number}/logits"] = between.logit_difference(tokens[:1], ends)
-        return rows, arrays
 
     @staticmethod
     def plot(result: Result) -> "dict[str, matplotlib.figure.Figure]":
-        """See Evaluation.plot: `curves`, `slopes`, `sites`, `pairs`, `slice_<i>`."""
-        from sae_kit.viz import regions
+        """See Evaluation.plot, and viz/regions.py."""
+        from sae_kit.viz.regions import figures
 
-        return regions.figures(result)
-
-
-def measured(curves: Float[Tensor, "pairs alphas"]) -> Mapping[str, Float[Tensor, " pairs"]]:
-    """Of relative distances at equally spaced alphas."""
-    alphas = torch.linspace(0, 1, curves.shape[1], dtype=curves.dtype, device=curves.device)
-    slope, location = max_slope(curves, alphas)
-    begin, end = plateaus(curves, alphas)
-    return {"max_slope": slope, "location": location, "begin": begin, "end": end}
+        return figures(result)
 
 
-def _spread(name: str, values: Float[Tensor, " pairs"], seed: int) -> dict[str, float]:
-    """Median with its interval, and quartiles."""
-    interval = median_interval(values, seed=seed)
-    q1, q3 = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype)).tolist()
-    return {
-        name: interval.estimate,
-        f"{name}_low": interval.low,
-        f"{name}_high": interval.high,
-        f"{name}_q1": q1,
-        f"{name}_q3": q3,
-    }
+@final
+class Findings:
+    """The rows and arrays found so far.
+
+    Args:
+        settings: what is asked for.
+        sample: what was drawn from the text.
+        kept: where finished parts are kept.
+        seed: of the intervals.
+    """
+
+    def __init__(self, settings: StableRegions, sample: Sample, kept: Kept, *, seed: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.arrays: dict[str, Tensor] = {}
+        self._settings, self._sample, self._kept, self._seed = settings, sample, kept, seed
+        self._alphas = torch.linspace(0, 1, settings.n_alphas)
+        self._digests: dict[str, str] = {}
+
+    def add_sampled(self, variant: Variant, bench: Bench) -> None:
+        """The sampled pairs, on all paths."""
+        centre = bench.last_activations(self._sample.prompts).mean(0)
+        known: dict[str, Way] = {LINE: Segment, ARC: partial(Arc, centre=centre)}
+        ways = {name: known[name] for name in self._settings.paths}
+        pairs = self._sample.neighbours
+        found = bench.along(pairs, ways, self._alphas, self._part("sampled", variant, bench))
+        for path, along in found.items():
+            if not self._add_curves(variant, bench, SAMPLED, path, pairs, along):
+                raise ValueError(
+                    f"least_distance: no pair of {variant.label} at {bench.place.write} ends "
+                    f"farther away than {self._settings.least_distance}; give a smaller one, or a "
+                    "later site to read"
+                )
+
+    def add_same_ending(self, variant: Variant, bench: Bench) -> None:
+        """The pairs of equal last tokens, on the straight line."""
+        pairs = self._sample.same_ending
+        if len(pairs.a) == 0:
+            log.warning("no two of the prompts end in the same token")
+            return
+        part = self._part("same_ending", variant, bench)
+        along = bench.along(pairs, {LINE: Segment}, self._alphas, part)[LINE]
+        if not self._add_curves(variant, bench, SAME_ENDING, LINE, pairs, along):
+            log.warning("all pairs of the same last token end where they begin")
+
+    def add_by_hand(self, bench: Bench, subject: Subject, pairs: Sequence[PromptPair]) -> None:
+        """The hand-made pairs, those of one length together."""
+        tokenizer, bos = subject.language_model.tokenizer, subject.tokens.prepend_bos
+        tokens = [torch.tensor(pair.tokens(tokenizer, bos=bos)) for pair in pairs]
+        for size in sorted({one.shape[1] for one in tokens}):
+            numbers = [i for i, one in enumerate(tokens) if one.shape[1] == size]
+            a, b = torch.stack([tokens[i] for i in numbers], 1)
+            along = bench.endings(Pairs(a, b), self._alphas)
+            measured = self._measured(along)
+            for place, which in enumerate(measured.kept.tolist()):
+                i, logits = numbers[which], along["logit_difference"][which]
+                differ = bool(logits[0] != logits[-1])
+                about = {"pair": pairs[i].label, "likeness": pairs[i].kind, "tops_differ": differ}
+                self.rows.append(
+                    {"kind": "pair", "number": i, **about, **measured.single(place)},
+                )
+                self.arrays |= {
+                    f"pair/{i}/r": measured.r[place].float(),
+                    f"pair/{i}/kl": measured.kl[place],
+                }
+                if differ:
+                    self.arrays[f"pair/{i}/logits"] = from_1_to_0(logits)
+            if measured.n_dropped:
+                log.warning("%d hand-made pairs end where they begin", measured.n_dropped)
+
+    def add_slices(self, variant: Variant, bench: Bench) -> None:
+        """The planes."""
+        for i, triple in enumerate(self._sample.triples):
+            part = self._part(f"slice_{i}", variant, bench)
+            found = bench.slice(triple, self._settings.slice_size, part)
+            number = sum(row["kind"] == "slice" for row in self.rows)
+            about = {"model": variant.label, "site": bench.place.write, "plane": i}
+            place = {"t": found.t, "margin": MARGIN}
+            self.rows.append({"kind": "slice", "number": number, **about, **place})
+            self.arrays[f"slice/{number}/distances"] = found.distances
+
+    def _add_curves(
+        self, variant: Variant, bench: Bench, kind: str, path: str, pairs: Pairs, along: Along
+    ) -> bool:
+        """Whether there was anything to add."""
+        measured = self._measured(along)
+        if len(measured.kept) == 0:
+            return False
+        number = sum(row["kind"] == "curves" for row in self.rows)
+        n_parameters = sum(p.numel() for p in bench.model.parameters())
+        self.rows.append(
+            {
+                "kind": "curves",
+                "number": number,
+                "model": variant.label,
+                "run": variant.run,
+                "n_tokens": variant.n_tokens,
+                "n_parameters": n_parameters,
+                "site": bench.place.write,
+                "pairs": kind,
+                "path": path,
+                **measured.row(seed=self._seed),
+            }
+        )
+        same = {"same_ending": pairs.same_ending.cpu()[measured.kept]}
+        arrays = {**measured.arrays(), **same}
+        self.arrays |= {f"curves/{number}/{name}": array for name, array in arrays.items()}
+        return True
+
+    def _measured(self, along: Along) -> Measured:
+        return Measured.of(along, self._alphas, least_distance=self._settings.least_distance)
+
+    def _part(self, what: str, variant: Variant, bench: Bench) -> Part:
+        """Told apart by weights, not by the words that a model was named by."""
+        if variant.label not in self._digests:
+            self._digests[variant.label] = weights_hash(bench.model)[:16]
+        return self._kept.part(f"{what}_{bench.place.write}_{self._digests[variant.label]}")

@@ -32,6 +32,8 @@ class Curve:
     """In the legend; None: not there."""
     line: str = "-"
     """matplotlib's line style."""
+    width: float = 1.5
+    """Of the line, in points."""
 
 
 @final
@@ -125,7 +127,14 @@ def _draw(ax: Axes, panel: BandPanel) -> None:
     for curve in panel.curves:
         ax.fill_between(curve.x, curve.low, curve.high, color=curve.colour, alpha=0.2, linewidth=0)
     for curve in panel.curves:
-        ax.plot(curve.x, curve.y, curve.line, color=curve.colour, linewidth=1.5, label=curve.name)
+        ax.plot(
+            curve.x,
+            curve.y,
+            curve.line,
+            color=curve.colour,
+            linewidth=curve.width,
+            label=curve.name,
+        )
     if panel.baseline is not None:
         reference(ax, panel.baseline)
     if panel.log_x:

@@ -1,6 +1,12 @@
-"""Figures of eval=stable_regions: curves, slopes, sites and models, hand-made pairs, slices."""
+"""Figures of eval=stable_regions, drawn from a result.
 
-from collections.abc import Mapping, Sequence
+- curves: relative distances and KL along paths, of single pairs and of models
+- pairs: hand-made pairs
+- slice_<i>: a plane in the contexts of its three prompts; slices: planes in several models
+- the rest is in `region_slopes.py`
+"""
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,213 +14,173 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sae_kit.result import Result
+from sae_kit.viz import region_slopes
 from sae_kit.viz.bands import BandPanel, Curve, bands
-from sae_kit.viz.plots import (
-    INK,
-    MARKERS,
-    PALETTE,
-    Row,
-    arms,
-    axis_labels,
-    grid,
-    legend,
-    reference,
-    site_labels,
-)
+from sae_kit.viz.images import Picture, pictures
+from sae_kit.viz.plots import INK, PALETTE, Row
 
-N_CURVES = 25
-CONTEXTS = ("A", "B", "C")
+N_CURVES = 40
+"""Single curves in a panel, at most."""
+LINES = ("-", "--", ":", "-.")
+R_LABEL = "relative distance r(alpha)"
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """All of them, by the name of their file."""
+    """All that the result has something for, by name."""
     rows = [row for row in result.rows if row["kind"] == "curves"]
-    first = rows[0]
-    model, site = first["model"], first["site"]
-    n = f"{first['n_pairs']} pairs"
-    own = [row for row in rows if row["site"] == site and row["path"] == "line"]
-    found = {
-        "curves": curves(
-            {row["model"]: result.arrays[f"curves/{row['model']}/{site}/line"] for row in own},
-            title=f"From one activation to another at {site} (median and quartiles of {n})",
-        ),
-        "slopes": slopes(
-            {row["model"]: result.arrays[f"slopes/{row['model']}/{site}/line"] for row in own},
-            cap=result.scalars["max_slope_cap"],
-            title=f"How steep the output changes between two activations at {site} ({n})",
-        ),
-        "sites": by_site(
-            [row for row in rows if row["model"] == model],
-            title=f"Largest slopes in {model} (medians with 95 % intervals, {n})",
-        ),
-    }
+    found = {"curves": _curves(result, rows), **region_slopes.figures(result, rows)}
     pairs = [row for row in result.rows if row["kind"] == "pair"]
     if pairs:
-        numbers = sorted(int(k.split("/")[1]) for k in result.arrays if k.endswith("/r"))
-        found["pairs"] = hand_made(
-            pairs,
-            [result.arrays[f"pair/{i}/r"] for i in numbers],
-            [result.arrays[f"pair/{i}/logits"] for i in numbers],
-            title=f"Prompts of the same beginning in {model}",
-        )
-    for i in range(int(result.scalars["n_slices"])):
-        found[f"slice_{i}"] = plane(
-            result.arrays[f"slice/{i}/distances"],
-            result.arrays[f"slice/{i}/t"].item(),
-            result.arrays[f"slice/{i}/sides"],
-            title=f"The plane through three activations at {site} in {model}",
-        )
+        found["pairs"] = _pairs(result, pairs)
+    slices = [row for row in result.rows if row["kind"] == "slice"]
+    own = [row for row in slices if row["model"] == rows[0]["model"]]
+    for row in own:
+        found[f"slice_{row['plane']}"] = _slice(result, row)
+    if len(slices) > len(own):
+        found["slices"] = _slices(result, slices, n_models=len(slices) // len(own))
     return found
 
 
-def curves(curves: Mapping[str, Float[Tensor, "pairs alphas"]], *, title: str) -> Figure:
-    """Relative distances by model: the median in its quartiles, a panel for each, some curves."""
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def _curves(result: Result, rows: Sequence[Row]) -> Figure:
+    """For every path: single pairs of the subject, all models, and their KL."""
+    first = rows[0]
+    drawn = [row for row in rows if (row["site"], row["pairs"]) == (first["site"], first["pairs"])]
     panels = []
-    for i, (name, values) in enumerate(curves.items()):
-        alphas = torch.linspace(0, 1, values.shape[1]).tolist()
-        quartiles = values.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0).tolist()
-        colour = PALETTE[i % len(PALETTE)]
+    for path in dict.fromkeys(row["path"] for row in drawn):
+        own, *_ = every = [row for row in drawn if row["path"] == path]
+        r = result.arrays[f"curves/{own['number']}/r"]
         single = [
-            Curve(alphas, curve, curve, curve, colour="#BBBBBB", line=":")
-            for curve in values[:N_CURVES].tolist()
+            Curve(_alphas(one), one, one, one, colour="#AAAAAA", width=0.6)
+            for one in r[:N_CURVES].tolist()
         ]
-        median = Curve(alphas, quartiles[1], quartiles[0], quartiles[2], colour=colour)
-        diagonal = Curve(alphas, alphas, alphas, alphas, colour=INK, line="--")
-        panels.append(
-            BandPanel(name, [*single, diagonal, median], "alpha", "relative distance r(alpha)")
-        )
-    return bands(panels, n_columns=3, title=title)
-
-
-def slopes(
-    samples: Mapping[str, Float[Tensor, " pairs"]], *, cap: int | float, title: str
-) -> Figure:
-    """Histograms of the largest slopes by model, on a logarithmic axis."""
-    figure, (ax,) = grid(1, n_columns=1, panel=(7.0, 3.6), title=title)
-    edges = torch.logspace(0, torch.tensor(float(cap)).log10().item(), 30).tolist()
-    for i, (name, values) in enumerate(samples.items()):
-        ax.hist(
-            values.clamp(min=1.0).tolist(),
-            bins=edges,
-            histtype="step",
-            linewidth=1.6,
-            color=PALETTE[i % len(PALETTE)],
-            label=f"{name}: median {values.median():.2f}",
-        )
-    ax.set_xscale("log")
-    ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50) if tick <= cap]
-    ax.set_xticks(ticks, [str(tick) for tick in ticks])
-    ax.minorticks_off()
-    reference(ax, 1.0, vertical=True)
-    axis_labels(ax, f"largest slope of r (1: a straight line; {cap:g}: the grid's most)", "pairs")
-    legend(ax)
-    return figure
-
-
-def by_site(rows: Sequence[Row], *, title: str) -> Figure:
-    """The median slope against the site where activations are replaced, by path."""
-    sites = sorted({row["site"] for row in rows}, key=_block)
-    figure, (ax,) = grid(1, n_columns=1, panel=(6.0, 3.4), title=title)
-    for i, path in enumerate(dict.fromkeys(row["path"] for row in rows)):
-        own = {row["site"]: row for row in rows if row["path"] == path}
-        chosen = [own[site] for site in sites]
-        values = [row["max_slope"] for row in chosen]
-        ends = [row["max_slope_low"] for row in chosen], [row["max_slope_high"] for row in chosen]
-        ax.errorbar(
-            [place + 0.08 * i for place in range(len(sites))],
-            values,
-            yerr=arms(values, ends),
-            color=PALETTE[i],
-            marker=MARKERS[i],
-            markersize=4.5,
-            capsize=2.5,
-            label=f"along the {path}",
-        )
-    names, what = site_labels(sites)
-    ax.set_xticks(range(len(sites)), names)
-    ax.set_ylim(bottom=0.9)
-    reference(ax, 1.0)
-    axis_labels(ax, what, "largest slope of r")
-    legend(ax)
-    return figure
-
-
-def _block(site: str) -> int:
-    return int(site.split(".")[1])
-
-
-def hand_made(
-    rows: Sequence[Row],
-    distances: Sequence[Float[Tensor, " alphas"]],
-    logits: Sequence[Float[Tensor, " alphas"]],
-    *,
-    title: str,
-) -> Figure:
-    """Relative distances of similar and of dissimilar pairs, and the latter's logit differences."""
-    panels = []
-    for likeness in ("similar", "dissimilar"):
-        chosen = [i for i, row in enumerate(rows) if row["likeness"] == likeness]
-        panels.append(
-            BandPanel(
-                f"{likeness} endings",
-                _lines([(rows[i]["pair"], distances[i]) for i in chosen], likeness),
-                "alpha",
-                "relative distance r(alpha)",
-            )
-        )
-    chosen = [i for i, row in enumerate(rows) if row["likeness"] == "dissimilar"]
-    panels.append(
-        BandPanel(
-            "dissimilar endings",
-            [
-                Curve(c.x, c.y, c.low, c.high, c.colour, None, c.line)
-                for c in _lines([(rows[i]["pair"], logits[i]) for i in chosen], "dissimilar")
-            ],
-            "alpha",
-            "logit difference of the two top tokens",
-        )
+        median = _quartiles(r, PALETTE[0], None)
+        panels += [
+            BandPanel(f"{own['model']}, along the {path}", [*single, median], "alpha", R_LABEL),
+            BandPanel(f"medians, along the {path}", _of_models(result, every, "r"), *LABELS["r"]),
+            BandPanel(f"KL, along the {path}", _of_models(result, every, "kl"), *LABELS["kl"]),
+        ]
+    title = (
+        f"From one activation to another at {first['site']}: medians and quartiles over "
+        f"{first['n_pairs']} pairs of prompts"
     )
     return bands(panels, n_columns=3, title=title)
 
 
-def _lines(named: Sequence[tuple[str, Tensor]], likeness: str) -> list[Curve]:
-    line = "--" if likeness == "similar" else "-"
+LABELS = {"r": ("alpha", R_LABEL), "kl": ("alpha", "KL(clean || perturbed), nats")}
+
+
+def _of_models(result: Result, rows: Sequence[Row], what: str) -> list[Curve]:
+    """The median of every model in its quartiles; for distances, the diagonal as well."""
+    curves = [
+        _quartiles(
+            result.arrays[f"curves/{row['number']}/{what}"],
+            PALETTE[i % len(PALETTE)],
+            row["model"],
+            LINES[i // len(PALETTE) % len(LINES)],
+        )
+        for i, row in enumerate(rows)
+    ]
+    ends = (0.0, 1.0)
+    diagonal = Curve(ends, ends, ends, ends, colour=INK, line=":", width=1.0)
+    return [*curves, diagonal] if what == "r" else curves
+
+
+def _quartiles(
+    values: Float[Tensor, "pairs alphas"], colour: str, name: str | None, line: str = "-"
+) -> Curve:
+    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).to(values), dim=0).tolist()
+    return Curve(_alphas(median), median, low, high, colour, name, line)
+
+
+def _alphas(values: Sequence[float]) -> list[float]:
+    return torch.linspace(0, 1, len(values)).tolist()
+
+
+def _pairs(result: Result, rows: Sequence[Row]) -> Figure:
+    """Distances of similar and of dissimilar pairs, and the latter's logit differences."""
+    kinds = {
+        kind: [row for row in rows if row["likeness"] == kind] for kind in ("similar", "dissimilar")
+    }
+    panels = [
+        BandPanel(f"{kind} endings", _lines(result, chosen, "r"), *LABELS["r"])
+        for kind, chosen in kinds.items()
+        if chosen
+    ]
+    if other := [row for row in kinds["dissimilar"] if row["tops_differ"]]:
+        curves = [
+            Curve(curve.x, curve.y, curve.low, curve.high, curve.colour, None, curve.line)
+            for curve in _lines(result, other, "logits")
+        ]
+        panels.append(
+            BandPanel(
+                "dissimilar endings: top tokens",
+                curves,
+                "alpha",
+                "logit difference (scaled)",
+            )
+        )
+    title = f"Prompts that differ in their last token, in {_model(result)}"
+    return bands(panels, n_columns=3, title=title)
+
+
+def _lines(result: Result, rows: Sequence[Row], what: str) -> list[Curve]:
+    """Each in a colour of its own; similar pairs dashed."""
     found = []
-    for i, (name, values) in enumerate(named):
-        alphas, y = torch.linspace(0, 1, len(values)).tolist(), values.tolist()
-        found.append(Curve(alphas, y, y, y, PALETTE[i % len(PALETTE)], name, line))
+    for i, row in enumerate(rows):
+        y = result.arrays[f"pair/{row['number']}/{what}"].tolist()
+        line = "--" if row["likeness"] == "similar" else "-"
+        found.append(Curve(_alphas(y), y, y, y, PALETTE[i % len(PALETTE)], row["pair"], line))
     return found
 
 
-def plane(
-    distances: Float[Tensor, "three betas alphas"],
-    t: float,
-    sides: Float[Tensor, " n"],
-    *,
-    title: str,
-) -> Figure:
-    """Each context's distance by itself, and the three as the red, green and blue of one picture:
-    near A's clean output is red, near B's green, near C's blue.
-    """
-    figure, axes = grid(4, n_columns=4, panel=(3.2, 3.2), title=title)
-    near = 1 - distances / distances.amax(dim=(1, 2), keepdim=True)
-    ends = (sides[0].item(), sides[-1].item())
-    extent = (*ends, *ends)
-    for ax, context, field in zip(axes, CONTEXTS, near, strict=False):
-        image = ax.imshow(
-            field.tolist(), origin="lower", extent=extent, cmap="viridis", vmin=0.0, vmax=1.0
+def _model(result: Result) -> str:
+    return str(result.provenance["subject"]["model"])
+
+
+# --- planes ---------------------------------------------------------------------------------------
+
+AXES = ("alpha: from A to B", "beta: towards C")
+
+
+def nearness(distances: Float[Tensor, "three betas alphas"]) -> Float[Tensor, "three betas alphas"]:
+    """1 where the output is the context's own, 0 where it is farthest away on the plane."""
+    most = distances.amax(dim=(1, 2), keepdim=True)
+    return 1 - distances / most.where(most > 0, 1.0)
+
+
+def _slice(result: Result, row: Row) -> Figure:
+    """Each context's by itself, and together as red, green and blue."""
+    near = nearness(result.arrays[f"slice/{row['number']}/distances"])
+    alone = [
+        _picture(f"in the context of {letter}", field, row)
+        for letter, field in zip("ABC", near, strict=True)
+    ]
+    together = _picture("red: A, green: B, blue: C", near.movedim(0, -1), row)
+    title = (
+        f"The plane through three activations at {row['site']} in {row['model']}; nearness: 1 - "
+        "distance of the output from the context's own / the largest on the plane"
+    )
+    return pictures([*alone, together], n_columns=4, labels=AXES, scale="nearness", title=title)
+
+
+def _slices(result: Result, rows: Sequence[Row], *, n_models: int) -> Figure:
+    """A row of pictures for every plane, a column for every model."""
+    panels = [
+        _picture(
+            row["model"],
+            nearness(result.arrays[f"slice/{row['number']}/distances"]).movedim(0, -1),
+            row,
         )
-        ax.set_title(f"in the context of {context}", fontsize=9)
-    axes[3].imshow(near.permute(1, 2, 0).tolist(), origin="lower", extent=extent)
-    axes[3].set_title("together: A red, B green, C blue", fontsize=9)
-    for ax in axes:
-        ax.grid(visible=False)
-        for name, place in zip(CONTEXTS, ((0.0, 0.0), (1.0, 0.0), (t, 1.0)), strict=True):
-            ax.plot(*place, marker="o", color="white", markeredgecolor="black", markersize=5)
-            ax.annotate(name, place, (4, 4), textcoords="offset points", color="white", fontsize=10)
-        ax.set_xlim(ends)
-        ax.set_ylim(ends)
-        axis_labels(ax, "alpha (A to B)", "beta (towards C)")
-    bar = figure.colorbar(image, ax=axes[2], shrink=0.8)
-    bar.ax.set_xlabel("1 - d / largest", fontsize=8, color=INK)
-    return figure
+        for row in sorted(rows, key=lambda row: row["plane"])
+    ]
+    title = f"Planes through three activations at {rows[0]['site']} (red: A, green: B, blue: C)"
+    return pictures(panels, n_columns=n_models, labels=AXES, scale="", title=title)
+
+
+def _picture(title: str, pixels: Tensor, row: Row) -> Picture:
+    ends = (-row["margin"], 1 + row["margin"])
+    marks = {"A": (0.0, 0.0), "B": (1.0, 0.0), "C": (row["t"], 1.0)}
+    return Picture(title, pixels, ends, ends, marks)

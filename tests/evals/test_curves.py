@@ -12,6 +12,7 @@ from sae_kit.evals.curves import (
     ks_matrix,
     max_slope,
     max_slope_step,
+    missed_slope,
     plateau_length,
     plateaus,
     relative,
@@ -98,6 +99,20 @@ def test_few_points_measure_a_slope_low():
     r = torch.sigmoid(30 * (alphas - 0.5))
     slope, _ = max_slope((r / r[-1])[None], alphas)
     assert slope.item() == pytest.approx(7.44, abs=0.01)
+
+
+@pytest.mark.parametrize("slope", [1.5, 7.5, 40.0])
+def test_what_a_grid_misses_of_a_logistic_is_known(slope):
+    """With an even number of points the steepest place lies in the middle of two of them."""
+    alphas = torch.linspace(0, 1, 50, dtype=torch.float64)
+    measured, _ = max_slope(torch.sigmoid(4 * slope * (alphas - 0.5))[None], alphas)
+    missed = missed_slope(measured.item(), 50)
+    assert measured.item() == pytest.approx(slope * (1 - missed), rel=1e-9)
+
+
+def test_a_grid_misses_nothing_of_a_constant_and_all_of_a_jump():
+    assert missed_slope(0.0, 50) == 0.0
+    assert missed_slope(49.0, 50) == missed_slope(49.0000001, 50) == 1.0
 
 
 @pytest.mark.parametrize(("n", "at"), [(11, 0.42), (50, 0.8)])
