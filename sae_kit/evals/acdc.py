@@ -135,9 +135,9 @@ class ACDC(Evaluation, name="acdc"):
             bench.with_metric(self.gradient_metric).check()
         report = _Report(self, truth, subject.seed)
         with Kept.of(self, subject) as kept:
-            report.add(Variant(subject.language_model.name, subject.model), own, methods, kept)
+            report.add(Variant.own(subject), own, methods, kept)
             for variant in variants(subject, self.models):
-                benches = self._benches(Graph(variant.model), pairs, subject.seed)
+                benches = self._benches(Graph(variant.load()), pairs, subject.seed)
                 report.add(variant, benches, methods, kept)
         drawn = report.drawn()
         size = {"n_edges": graph.n_edges, "n_direct": int(graph.is_direct.sum())}

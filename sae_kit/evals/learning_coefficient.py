@@ -111,19 +111,21 @@ class LearningCoefficient(Evaluation, name="learning_coefficient"):
     def run(self, subject: Subject) -> Result:
         """See Evaluation.run: rows by model and step size, the subject's model first."""
         contexts = subject.contexts(self.n_tokens)
-        own = Variant(subject.language_model.name, subject.model)
+        own = Variant.own(subject)
         asked = [own, *variants(subject, self.models)]
         rows: list[dict[str, Any]] = []
         arrays: dict[str, Tensor] = {}
         n_data, n_parameters = 0, 0
         progress = Progress(len(asked) * len(self.steps) * self.n_chains, unit="chains")
         for variant in asked:
-            loss = WeightLoss(variant.model, contexts, kind=self.loss, batch=self.contexts_per_step)
+            loss = WeightLoss(
+                variant.load(), contexts, kind=self.loss, batch=self.contexts_per_step
+            )
             if variant is own:
                 n_data, n_parameters = loss.n_data, len(loss.weights)
             for step in self.steps:
                 found = self._chains(loss, step, subject, progress)
-                about = {"model": variant.label, "train_step": _number(variant.step), "step": step}
+                about = {"model": variant.label, "train_step": variant.step, "step": step}
                 rows.append({**about, **found.row(self.max_r_hat), "loss": loss.initial})
                 if found.traces is not None:
                     arrays[f"trace/{variant.label}/{step:g}"] = found.traces - loss.initial
@@ -273,7 +275,3 @@ def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The largest usable step's row, or the largest's that did not diverge."""
     usable = [row for row in rows if row["verdict"] == USABLE]
     return (usable or [row for row in rows if row["verdict"] != DIVERGED])[-1]
-
-
-def _number(step: int | None) -> int:
-    return -1 if step is None else step

@@ -13,7 +13,7 @@ All read the same tokens, so their vocabularies must be the subject's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -42,8 +42,16 @@ class Variant:
     """Makes it, on the subject's device and of its type of numbers."""
     run: str = ""
     """The training run that it is a snapshot of."""
+    step: int = -1
+    """Of this run; -1 where it is none."""
     n_tokens: int = -1
     """Tokens that this run had trained on; -1 where it is not known."""
+
+    @staticmethod
+    def own(subject: Subject) -> "Variant":
+        """The subject's model itself."""
+        model, name = subject.model, subject.language_model.name
+        return Variant(label=name, config=model.config, load=lambda: model)
 
 
 def variants(subject: Subject, words: Sequence[str]) -> list[Variant]:
@@ -69,20 +77,19 @@ def _named(subject: Subject, word: str) -> Iterator[Variant]:
     elif moments := find_snapshots(Path(word)):
         run = Path(word).name
         for folder, moment in moments.items():
-            label = f"{run}, step {moment.step:,}"
-            yield _on_disk(subject, str(folder), label, run=run, n_tokens=moment.n_tokens)
+            found = _on_disk(subject, str(folder), f"{run}, step {moment.step:,}")
+            yield replace(found, run=run, step=moment.step, n_tokens=moment.n_tokens)
     else:
-        yield _on_disk(subject, word, word, run="", n_tokens=-1)
+        yield _on_disk(subject, word, word)
 
 
-def _on_disk(subject: Subject, name: str, label: str, *, run: str, n_tokens: int) -> Variant:
+def _on_disk(subject: Subject, name: str, label: str) -> Variant:
     try:
         config = read_config(find_model(name)[0])
     except ValueError as error:
         raise ValueError(f"models: {error}") from error
     _check_vocabulary(load_tokenizer(name), subject, label)
-    load = partial(_load, subject, name)
-    return Variant(label=label, config=config, load=load, run=run, n_tokens=n_tokens)
+    return Variant(label=label, config=config, load=partial(_load, subject, name))
 
 
 def _check_vocabulary(tokenizer: Tokenizer, subject: Subject, label: str) -> None:

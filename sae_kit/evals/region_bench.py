@@ -124,8 +124,9 @@ class Bench:
         a, b, c = (act[None, None] for act in self.last_activations(triple))
 
         def probes(hosts: Hosts) -> dict[str, Probe]:
-            corners = [corner.expand(len(hosts.index), 1, -1) for corner in (a, b, c)]
-            return {"plane": Probe(Plane(*corners, sides, sides), (L2(self.read),))}
+            n = len(hosts.index)
+            plane = Plane(*(corner.expand(n, 1, -1) for corner in (a, b, c)), sides, sides)
+            return {"plane": Probe(plane, (L2(self.read),))}
 
         found = self._respond(triple, probes, kept)["plane"]["l2"]
         return Slice(found.view(3, size, size), Plane(a, b, c, sides, sides).t.item())

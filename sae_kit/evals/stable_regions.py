@@ -57,7 +57,8 @@ from sae_kit.result import Result
 if TYPE_CHECKING:
     import matplotlib.figure
 
-LINE, ARC = "line", "arc"
+LINE: Literal["line"] = "line"
+ARC: Literal["arc"] = "arc"
 SAMPLED, SAME_ENDING = "sampled", "same ending"
 
 log = logging.getLogger(__name__)
@@ -123,9 +124,7 @@ class StableRegions(Evaluation, name="stable_regions"):
         sample = Sample.of(
             subject, n_pairs=self.n_pairs, n_planes=self.n_slices, prompt_size=self.prompt_size
         )
-        own = Variant(
-            label=subject.language_model.name, config=model.config, load=lambda: subject.model
-        )
+        own = Variant.own(subject)
         with Kept.of(self, subject) as kept:
             found = Findings(self, sample, kept, seed=subject.seed)
             for site in (self.site, *sites):
@@ -203,7 +202,7 @@ class Findings:
         """The sampled pairs, on all paths."""
         centre = bench.last_activations(self._sample.prompts).mean(0)
         known: dict[str, Way] = {LINE: Segment, ARC: partial(Arc, centre=centre)}
-        ways = {name: known[name] for name in self._settings.paths}
+        ways: dict[str, Way] = {name: known[name] for name in self._settings.paths}
         pairs = self._sample.neighbours
         found = bench.along(pairs, ways, self._alphas, self._part("sampled", variant, bench))
         for path, along in found.items():

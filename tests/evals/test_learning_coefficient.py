@@ -86,7 +86,8 @@ def test_a_run_stands_for_its_snapshots(subject, tmp_path):
     settings = dataclasses.replace(SMALL, models=(str(tmp_path),), steps=(1e-6,))
     result = settings.run(subject)
     rows = [(row["model"], row["train_step"]) for row in result.rows]
-    assert rows == [("toy", -1), ("step 0", 0), ("step 8", 8)]
+    run = tmp_path.name
+    assert rows == [("toy", -1), (f"{run}, step 0", 0), (f"{run}, step 8", 8)]
     # The same weights, the same draws.
     own, first, second = (row["coefficient"] for row in result.rows)
     assert own == pytest.approx(first) == pytest.approx(second)
