@@ -124,8 +124,8 @@ class Bench:
         a, b, c = (act[None, None] for act in self.last_activations(triple))
 
         def probes(hosts: Hosts) -> dict[str, Probe]:
-            n = len(hosts.index)
-            plane = Plane(*(corner.expand(n, 1, -1) for corner in (a, b, c)), sides, sides)
+            own = [corner.expand(len(hosts.index), 1, -1) for corner in (a, b, c)]
+            plane = Plane(own[0], own[1], own[2], sides, sides)
             return {"plane": Probe(plane, (L2(self.read),))}
 
         found = self._respond(triple, probes, kept)["plane"]["l2"]
