@@ -50,6 +50,7 @@ def test_reverse_says_the_sequence_backwards(n_filled: int) -> None:
     assert torch.equal(last_logits(made, made.corrupt).argmax(-1), torch.tensor(made.wrong))
 
 
+@pytest.mark.slow
 def test_fraction_is_the_share_of_x() -> None:
     made = fraction()
     logits = made.model.run(made.clean).logits

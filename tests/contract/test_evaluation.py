@@ -135,11 +135,13 @@ def test_the_same_seed_gives_the_same_bits(evaluation, subject, result):
         assert torch.equal(again.arrays[name], array), name
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(evaluation, subject, result):
     other = evaluation.run(dataclasses.replace(subject, seed=1))
     assert numbers(other) != numbers(result)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_latents_does_not_matter(evaluation, subject, result):
     saes = {}
     for site, sae in subject.saes.items():
@@ -160,6 +162,7 @@ def test_the_order_of_the_latents_does_not_matter(evaluation, subject, result):
     assert numbers(permuted) == pytest.approx(numbers(result), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_subject_is_left_as_it_was(evaluation, subject):
     def state() -> list[torch.Tensor]:
         model = [subject.model] if isinstance(subject, Subject) else []

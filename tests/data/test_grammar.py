@@ -124,6 +124,7 @@ def combination(draw: Draw, sentence: Sentence) -> tuple[str, ...]:
     return tuple(label(sentence, name) for name in ("A_def", "B_def", "C_def"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS)
 def test_heldout_combinations_are_not_in_train_but_their_words_are(draw: Draw) -> None:
     train = {combination(draw, s) for s in many(draw, "train", 400, FEW)}

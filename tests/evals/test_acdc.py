@@ -71,6 +71,7 @@ def test_the_drawn_circuit_is_written_out_and_can_be_read(
     assert effects == sorted(effects, reverse=True)
 
 
+@pytest.mark.slow
 def test_what_it_found_is_found_again_with_an_area_of_1(
     result: Result, subject: Subject, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_latents_seen_first_where_they_fire_first(copied):
     assert first.max() < copied.scalars["n_positions"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path, cache, monkeypatch):
     subject = toy_subject.subject(tmp_path)
     settings = FeatureEvolution(n_tokens=1024, n_ablated=0)
@@ -124,6 +125,7 @@ def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path, cache, monkeypatc
         assert torch.equal(again.arrays[name], array), name
 
 
+@pytest.mark.slow
 def test_the_batch_size_makes_no_difference(tmp_path):
     subject = toy_subject.subject(tmp_path)
     one, other = (

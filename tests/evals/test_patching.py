@@ -99,6 +99,7 @@ def test_a_named_circuit_is_the_one_asked_about(subject: Subject) -> None:
     assert "logits" in receivers
 
 
+@pytest.mark.slow
 def test_without_saes_there_are_none_of_their_units(subject: Subject) -> None:
     evaluation = Patching(task="induction", receivers=("logits",), **SMALL)
     found = evaluation.run(replace(subject, saes={}))

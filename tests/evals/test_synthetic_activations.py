@@ -81,6 +81,7 @@ def test_a_reconstruction_by_a_perfect_sae_behaves_as_the_activation_itself(subj
     )
 
 
+@pytest.mark.slow
 def test_a_plateau_is_as_long_as_the_threshold_makes_it(subject, cache):
     lengths = []
     for threshold in (1e-6, 1e9):

@@ -314,6 +314,7 @@ def save_and_die(folder: Path, step: int, at: int, *, after: bool) -> None:
     save_checkpoint(folder, step, state_at(step), keep=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 1])  # a new step; the same step again
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_between_any_two_disk_operations(tmp_path: Path, step: int, after: bool) -> None:
@@ -332,6 +333,7 @@ def test_killed_between_any_two_disk_operations(tmp_path: Path, step: int, after
     assert 10 < at < 99
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_in_a_loop_of_saves(tmp_path: Path) -> None:
     moments = random.Random(0)
     last = 0

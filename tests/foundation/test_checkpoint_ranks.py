@@ -21,6 +21,7 @@ def save(here: World, folder: Path, steps: tuple[int, ...]) -> list[str]:
     return [save_checkpoint(folder, step, state_of(here.rank), keep=2).name for step in steps]
 
 
+@pytest.mark.slow
 def test_every_process_has_its_part(tmp_path):
     assert in_ranks(save, tmp_path, (3, 4, 5), size=3) == [["step_3", "step_4", "step_5"]] * 3
     assert [path.name for path in checkpoints(tmp_path)] == ["step_5", "step_4"]

@@ -107,6 +107,7 @@ def test_the_config_chooses_the_service(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_wandb_is_not_imported_unless_chosen() -> None:
     code = (
         "import sys; from sae_kit.log import LoggerConfig; "

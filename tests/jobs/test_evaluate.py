@@ -47,6 +47,7 @@ def test_a_run_brings_its_model_and_text(run, composed, tmp_path):
     assert Result.load(tmp_path / "eval").scalars == result.scalars
 
 
+@pytest.mark.slow
 def test_saes_alone_know_their_model(run, composed, tmp_path, tiny_folder):
     text = ["data=text", f"data.paths=[{tiny_folder / 'text.txt'}]", "data.context_size=32"]
     same = run_eval(composed, tmp_path / "a", f"run={run}", *SHORT)
@@ -54,6 +55,7 @@ def test_saes_alone_know_their_model(run, composed, tmp_path, tiny_folder):
     assert result.rows == same.rows
 
 
+@pytest.mark.slow
 def test_one_sae_is_told_its_site(run, composed, tmp_path, tiny_folder):
     """As for a file that does not say: here in a layout without room for it."""
     sae = load_sae(run / "saes" / SITES[1])

@@ -140,6 +140,7 @@ def test_a_relu_run(composed, tiny_saes, tmp_path):
 # --- objectives -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["e2e", "e2e_downstream"])
 def test_an_end_to_end_run(composed, tiny_saes, tmp_path, objective):
     folder = tmp_path / "run"
@@ -190,6 +191,7 @@ TRANSCODERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["local", "e2e_downstream"])
 @pytest.mark.parametrize("skip", ["true", "false"])
 def test_a_transcoder_run(composed, tiny_saes, tmp_path, tiny_folder, skip, objective):

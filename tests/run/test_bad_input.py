@@ -157,6 +157,7 @@ def test_a_model_on_an_unreachable_hub(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_data_set_on_an_unreachable_hub(tiny, tmp_path):
     run = tiny.run(
         *tiny.saes(data="openwebtext", data__paths=None),
@@ -228,6 +229,7 @@ def test_resume_with_another_choice_shows_the_difference(tiny, untouched):
     refused(run, "the command line changes\n  sae=relu\n", "start a new run")
 
 
+@pytest.mark.slow
 def test_resume_with_the_same_settings_is_no_change(tiny, done):
     run = tiny.run(f"resume={done}", *tiny.saes())
     assert run.status == 0, run.err

@@ -101,6 +101,7 @@ def test_killed_during_saves(task, tiny, reference, tmp_path):
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step(task, tiny, reference, tmp_path, number):
     folder = tmp_path / "run"
@@ -119,6 +120,7 @@ def test_a_signal_stops_after_the_step(task, tiny, reference, tmp_path, number):
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(task, tiny, reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
@@ -131,6 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(task, tiny, refer
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(task, tiny, reference, tmp_path):
     folder = tmp_path / "run"
     run = tiny.run(

@@ -42,6 +42,7 @@ def test_a_search_minimises_the_mean_fvu(tiny, tmp_path):
     assert math.isclose(best.best_params["trainer.lr"], least)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_the_sweep_with_its_message(tiny, tmp_path):
     arguments = [*tiny.saes(sae__k="4,65"), f"hydra.sweep.dir={tmp_path}"]
     run = tiny.run("-m", *arguments)

@@ -113,6 +113,7 @@ def test_aux_does_not_depend_on_the_units_of_the_input():
     assert_close(large["aux"] / large["mse"], small["aux"] / small["mse"])
 
 
+@pytest.mark.slow
 def test_aux_revives_dead_latents():
     """Latents that are hardly ever among the k largest come back with aux, not without it."""
 

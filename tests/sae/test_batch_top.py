@@ -157,6 +157,7 @@ def test_mean_l0_outside_training_is_k(config, d_sae):
     check_l0(sae, rtol=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_mean_l0_after_a_short_run_is_k(config):
     """Weights move to the end, and the threshold with them."""

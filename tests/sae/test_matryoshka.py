@@ -59,6 +59,7 @@ def test_with_one_group_it_is_batch_topk():
     assert_close(ours.terms, theirs.terms)
 
 
+@pytest.mark.slow
 def test_the_first_group_learns_what_is_common_to_many_rows():
     """Two big directions among small ones: the prefix of two latents writes along these."""
     generator = torch.Generator().manual_seed(0)

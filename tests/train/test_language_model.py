@@ -32,6 +32,7 @@ def test_the_loss_is_next_token_cross_entropy():
     assert float(task.loss(tokens).detach()) == pytest.approx(math.log(VOCAB), rel=0.05)
 
 
+@pytest.mark.slow
 def test_it_learns_to_count():
     task = make(replace(CONFIG, n_tokens=100 * 8 * N_POS))
     losses = [float(task.step(step, measure=False)["loss"]) for step in range(100)]

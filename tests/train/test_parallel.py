@@ -123,6 +123,7 @@ def assert_same(one, other, **tolerance: float) -> None:
             assert_close(tensor, other[site][name], **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ROW_WISE)
 def test_two_processes_with_half_a_batch_each_do_what_one_does(word):
     first, second = in_ranks(take_steps, word, "data", 8)
@@ -137,6 +138,7 @@ def test_two_processes_with_half_a_batch_each_do_what_one_does(word):
         assert_close(first[2][site].double(), fired.double(), rtol=0.02, atol=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", COMPETING)
 def test_processes_agree_where_rows_compete_within_each(word):
     first, second = in_ranks(take_steps, word, "data", 8)

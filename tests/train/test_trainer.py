@@ -140,6 +140,7 @@ def test_what_a_step_reports():
     assert set(trainer.step(1, measure=False)) == {"loss", "lr", "n_contexts"}
 
 
+@pytest.mark.slow
 def test_it_learns():
     """On planted directions, which it can find."""
     trainer = make(replace(CONFIG, n_tokens=32 * 200), source=Planted(SITES[:1]))

@@ -46,6 +46,7 @@ def result() -> Result:
     )
 
 
+@pytest.mark.slow
 def test_all_are_there_and_can_be_written(result: Result, tmp_path) -> None:
     found = figures(result)
     assert set(found) == {"graph", "pareto", "steps", "roc"}
