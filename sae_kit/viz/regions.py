@@ -160,8 +160,8 @@ def _slice(result: Result, row: Row) -> Figure:
     ]
     together = _picture("red: A, green: B, blue: C", near.movedim(0, -1), row)
     title = (
-        f"The plane through three activations at {row['site']} in {row['model']}; nearness: 1 - "
-        "distance of the output from the context's own / the largest on the plane"
+        f"The plane through three activations at {row['site']} in {row['model']} "
+        "(nearness: 1 - distance of the output / largest)"
     )
     return pictures([*alone, together], n_columns=4, labels=AXES, scale="nearness", title=title)
 
