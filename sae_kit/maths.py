@@ -18,13 +18,19 @@ from torch.autograd.function import once_differentiable
 LOGIT_ROWS = 64  # rows of logits compared at once, so that they stay in the processor's cache
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """What long sums run in: float64, or float32 where the device has no float64 (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
     """Fraction of variance unexplained: squared residuals over squared deviations from the mean.
 
-    0 is perfect, 1 is what the mean row achieves. Float64. Rows that are all alike have no variance
-    to explain: inf, or NaN if they are met exactly.
+    0 is perfect, 1 is what the mean row achieves. Float64, where the device has it. Rows that are
+    all alike have no variance to explain: inf, or NaN if they are met exactly.
     """
-    x, x_hat = x.double(), x_hat.double()
+    wide = widest_float(x.device)
+    x, x_hat = x.to(wide), x_hat.to(wide)
     return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
 
 

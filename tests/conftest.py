@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import ELSEWHERE, present
 from hub_server import Hub
 
 from sae_kit.models.gpt2 import GPT2, GPT2Config
@@ -15,6 +17,32 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The tests share the cores: several threads each would wait for one another.
     os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
     torch.set_num_threads(1)
+
+DEVICES = [
+    "cpu",
+    ELSEWHERE,
+    *(["cuda"] if torch.cuda.is_available() else []),
+    *(["mps"] if torch.backends.mps.is_available() else []),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Every device that is present, and one that the CPU plays: see tests/elsewhere.py."""
+    with present() if request.param == ELSEWHERE else nullcontext():
+        yield torch.device(request.param)
+
+
+def computes(device: torch.device) -> None:
+    """Skip what tests nothing but arithmetic, at some length, on the device that has none."""
+    if device.type == ELSEWHERE:
+        pytest.skip("its arithmetic is the CPU's")
+
+
+def sums_in_order(device: torch.device) -> bool:
+    """Whether the device repeats a sum bit for bit; accelerators add as their threads arrive."""
+    return device.type in ("cpu", ELSEWHERE)
+
 
 SMALL = GPT2Config(n_layer=3, n_head=4, d_model=32, d_mlp=80, n_ctx=16, n_vocab=300)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from sae_kit import dist
 from sae_kit.config import Family, check_counts
 from sae_kit.data.tokens import TokenSource, take
+from sae_kit.maths import widest_float
 from sae_kit.models.hooks import Hookable, Site
 from sae_kit.models.splice import CleanRun
 from sae_kit.timing import Stopwatch
@@ -223,7 +224,7 @@ def input_scale(site: Site, rows: Float[Tensor, "rows width"], config: LiveConfi
     Raises:
         ValueError: they cannot be scaled, or trained on.
     """
-    norm = dist.mean(rows.norm(dim=-1).mean(dtype=torch.float64).item())
+    norm = dist.mean(rows.norm(dim=-1).mean(dtype=widest_float(rows.device)).item())
     if not (math.isfinite(norm) and norm > 0):
         raise ValueError(
             f"sites: activations at {site!r} have mean norm {norm}; the model is broken there, "

@@ -60,10 +60,7 @@ class InteractionGraph:
         return (self.weights[0].shape[1], *(edges.shape[0] for edges in self.weights))
 
     def clusters(self, method: CommunityMethod, *, seed: int) -> Partition:
-        """Communities of directions; nodes are numbered layer after layer.
-
-        Needs the extra `graphs`.
-        """
+        """Communities of directions; nodes are numbered layer after layer."""
         starts = [0, *torch.tensor(self.sizes).cumsum(0).tolist()]
         edges, weights = [], []
         for layer, found in enumerate(self.weights):

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_kit.maths import widest_float
 from sae_kit.products import fast_bf16, linear
 
 CHUNK = 1 << 23
@@ -290,11 +291,12 @@ def random_unit_rows(
 def geometric_median(
     x: Float[Tensor, "rows d_in"], *, max_steps: int = 100, tolerance: float = 1e-6
 ) -> Float[Tensor, " d_in"]:
-    """The point with the least summed distance to the rows (Weiszfeld's iteration, in float64).
+    """The point with the least summed distance to the rows (Weiszfeld's iteration, in float64
+    where the device has it).
 
     Stops after `max_steps`, or when a step is shorter than `tolerance` times the mean distance.
     """
-    points = x.double()
+    points = x.to(widest_float(x.device))
     median = points.mean(0)
     for _ in range(max_steps):
         distances = torch.linalg.vector_norm(points - median, dim=-1)

@@ -300,8 +300,8 @@ class Trainer:
         l0 = code.l0() if isinstance(code, SparseCode) else (code != 0).sum(-1)
         return {
             "FVU": fvu(output.target, output.out.recon),
-            "L0": l0.double().mean(),
-            "dead": self.firing[site].dead(self.config.dead_after_tokens).double().mean(),
+            "L0": l0.float().mean(),
+            "dead": self.firing[site].dead(self.config.dead_after_tokens).float().mean(),
             **{f"loss_{term}": value for term, value in output.terms.items()},
             **output.measures,
         }
