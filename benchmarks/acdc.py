@@ -4,7 +4,7 @@
 
 The shape is GPT-2 small's, the weights are random. At several levels of the whole graph (the heads
 and the MLP of the last, a middle and the first block), the edges into one receiver are tried: by
-`sae_kit.evals.circuit_tail`, which computes what an edge can change, some versions side by side;
+`evals.circuits.circuit_tail`, which computes what an edge can change, some versions side by side;
 and by running the circuit without the edge as a whole, which is what a plain loop does.
 
 The figure is seconds an edge by full passes over seconds an edge here, each the fastest of several
@@ -22,10 +22,10 @@ import torch
 
 from sae_kit.config import provenance
 from sae_kit.data.pairs import Pairs
-from sae_kit.evals.ablations import CorruptedPrompt
-from sae_kit.evals.circuit import Circuit, Graph
-from sae_kit.evals.circuit_bench import KL, CircuitBench
-from sae_kit.evals.circuit_tail import Tail
+from sae_kit.evals.circuits.circuit import Circuit, Graph
+from sae_kit.evals.circuits.circuit_bench import KL, CircuitBench
+from sae_kit.evals.circuits.circuit_tail import Tail
+from sae_kit.evals.shared.ablations import CorruptedPrompt
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 
 N_RUNS = 2

@@ -6,7 +6,7 @@
 Random sparse codes of two sites: `active` draws a position, latents by Zipf's law (exponent 0.8),
 decoder rows of 768 numbers. Each size is a process of its own, so that its peak memory is its own.
 `compare` is what eval=feature_evolution does of every pair of sites: seven measures of all pairs,
-the matches kept (sae_kit.evals.cooccurrence).
+the matches kept (sae_kit.evals.evolution.cooccurrence).
 
 Beside it, what a toolkit without sparse codes computes: the dense product over positions of one of
 the two matrices of sums that the measures need (activations; the other is of yes-or-no activity).
@@ -27,8 +27,8 @@ import torch
 from scipy.sparse import csr_array
 
 from sae_kit.config import provenance
-from sae_kit.evals.activity import Activity, Threshold
-from sae_kit.evals.cooccurrence import Keep, compare
+from sae_kit.evals.evolution.activity import Activity, Threshold
+from sae_kit.evals.evolution.cooccurrence import Keep, compare
 
 WIDTH = 768
 DENSE_POSITIONS = 4096

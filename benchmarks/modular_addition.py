@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_kit.evals.bases import (
+from sae_kit.evals.basis.bases import (
     Basis,
     interaction_bases,
     layer_moments,
     neuron_basis,
     principal_components,
 )
-from sae_kit.evals.communities import Leiden
-from sae_kit.evals.fourier import frequency_shares
-from sae_kit.evals.interaction_graph import InteractionGraph, purity
-from sae_kit.evals.interactions import Quadrature, edges, fewest, strongest, through_edges
-from sae_kit.evals.node_network import NodeNetwork, of_modules
+from sae_kit.evals.basis.fourier import frequency_shares
+from sae_kit.evals.basis.interaction_graph import InteractionGraph, purity
+from sae_kit.evals.basis.interactions import Quadrature, edges, fewest, strongest, through_edges
+from sae_kit.evals.basis.node_network import NodeNetwork, of_modules
+from sae_kit.evals.shared.communities import Leiden
 from sae_kit.models.modular_addition import NODE_LAYERS, AdditionConfig, all_pairs
 from sae_kit.train.modular_addition import AdditionTraining, Trained, accuracy_on, train
 from sae_kit.viz.bands import BandPanel, Curve, bands

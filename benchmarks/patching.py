@@ -4,7 +4,7 @@
 
 The shape is GPT-2 small's, the weights are random. Prompts and their corrupted twins are random
 tokens behind a BOS that they share. The residual stream is exchanged at every position before every
-block and behind the last: in one loop by `sae_kit.evals.scenes`, which starts at the cell's layer
+block and behind the last: in one loop by `evals.patches.scenes`, which starts at the cell's layer
 and position, behind kept keys and values, and computes logits at the last position only; and by
 running all prompts whole with an edit at the site, which is what a loop over hooks does.
 
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sae_kit.config import provenance
 from sae_kit.data.pairs import Column, Pairs
-from sae_kit.evals.ablations import CorruptedPrompt
-from sae_kit.evals.scenes import Runs, Stage
-from sae_kit.evals.units import Residual, Units
+from sae_kit.evals.patches.scenes import Runs, Stage
+from sae_kit.evals.patches.units import Residual, Units
+from sae_kit.evals.shared.ablations import CorruptedPrompt
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 
 Cell = tuple[int, int]

@@ -5,7 +5,7 @@
 
 The shape is GPT-2 small's, the weights are random. At the last position of every prompt, the
 residual stream is perturbed along random directions, and the L2 distance of the last residual
-stream and the KL of the predictions are recorded: by the engine (`sae_kit.evals.perturbation`), and
+stream and the KL of the predictions are recorded: by the engine (`evals.perturb.perturbation`), and
 by running the whole context with an edit at the site, some points in a batch, which is what a loop
 over hooks does (the clean run, once a prompt, is not counted; the engine's is). "all positions"
 perturbs every position of the context at once.
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from sae_kit.config import provenance
-from sae_kit.evals.hosts import Hosts, Place
-from sae_kit.evals.kept import Part
-from sae_kit.evals.paths import Fixed
-from sae_kit.evals.perturbation import Curves, Probe, respond
-from sae_kit.evals.responses import KL, L2, Outcome
+from sae_kit.evals.perturb.hosts import Hosts, Place
+from sae_kit.evals.perturb.paths import Fixed
+from sae_kit.evals.perturb.perturbation import Curves, Probe, respond
+from sae_kit.evals.perturb.responses import KL, L2, Outcome
+from sae_kit.evals.shared.kept import Part
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.hooks import Edit
 

@@ -5,10 +5,10 @@ activations to perturb (F2). All in float64.
 import torch
 from torch import Tensor
 
-from sae_kit.evals.directions import Given
-from sae_kit.evals.paths import Path
-from sae_kit.evals.pool import Gaussian, Pool
-from sae_kit.evals.responses import KL, Outcome
+from sae_kit.evals.directions.directions import Given
+from sae_kit.evals.perturb.paths import Path
+from sae_kit.evals.perturb.pool import Gaussian, Pool
+from sae_kit.evals.perturb.responses import KL, Outcome
 from sae_kit.maths import StreamingMoments
 
 D, VOCAB = 16, 23

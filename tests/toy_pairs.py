@@ -8,9 +8,9 @@ from conftest import random_gpt2
 from torch import Tensor
 
 from sae_kit.data.pairs import Column, Pairs
-from sae_kit.evals.ablations import ABLATIONS
-from sae_kit.evals.scenes import EMBED, Runs, Scene, Stage
-from sae_kit.evals.units import KINDS
+from sae_kit.evals.patches.scenes import EMBED, Runs, Scene, Stage
+from sae_kit.evals.patches.units import KINDS
+from sae_kit.evals.shared.ablations import ABLATIONS
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.hooks import Site
 from sae_kit.sae.base import SAE

@@ -33,17 +33,17 @@ from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.data.pairs import Pairs, draw_pairs
-from sae_kit.evals.ablations import ABLATIONS, check_ablation
-from sae_kit.evals.answers import check_metric
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.circuit import Graph
-from sae_kit.evals.circuit_bench import CircuitBench
-from sae_kit.evals.circuit_judge import Judge
-from sae_kit.evals.circuit_methods import Found, Method, Search, methods_of
-from sae_kit.evals.circuit_roc import Truth, area
-from sae_kit.evals.kept import Kept, Part
-from sae_kit.evals.known_circuits import read_circuit
-from sae_kit.evals.model_variants import Variant, variants
+from sae_kit.evals.circuits.circuit import Graph
+from sae_kit.evals.circuits.circuit_bench import CircuitBench
+from sae_kit.evals.circuits.circuit_judge import Judge
+from sae_kit.evals.circuits.circuit_methods import Found, Method, Search, methods_of
+from sae_kit.evals.circuits.circuit_roc import Truth, area
+from sae_kit.evals.circuits.known_circuits import read_circuit
+from sae_kit.evals.shared.ablations import ABLATIONS, check_ablation
+from sae_kit.evals.shared.answers import check_metric
+from sae_kit.evals.shared.kept import Kept, Part
+from sae_kit.evals.shared.model_variants import Variant, variants
 from sae_kit.log import Progress
 from sae_kit.result import Result
 

@@ -3,10 +3,10 @@
 One pass over held-out text. Of every latent are kept, while sparse codes stream by:
 
 - the contexts in which it fires most strongly (one window a context), and for each of eight equal
-  ranges of strength some random places at which it fires so (`sae_kit.evals.spectrum`);
+  ranges of strength some random places at which it fires so (`sae_kit.evals.latents.spectrum`);
 - how often it fires, its largest and its mean activation, and the histogram of its activations;
 - the tokens that its decoder row promotes and suppresses at the output, and the latents of the
-  same SAE whose decoder rows are nearest (`sae_kit.evals.readout`).
+  same SAE whose decoder rows are nearest (`sae_kit.evals.latents.readout`).
 
 Prompts of one's own are run as well, and the active latents of each of their tokens kept.
 
@@ -36,10 +36,10 @@ from torch import Tensor
 from sae_kit.config import check_counts
 from sae_kit.data.activations import LiveConfig, Passes
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.best import Best
-from sae_kit.evals.firings import Firings
-from sae_kit.evals.readout import logit_effects, nearest_directions, to_stream
-from sae_kit.evals.spectrum import Spectrum
+from sae_kit.evals.latents.best import Best
+from sae_kit.evals.latents.firings import Firings
+from sae_kit.evals.latents.readout import logit_effects, nearest_directions, to_stream
+from sae_kit.evals.latents.spectrum import Spectrum
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site
 from sae_kit.models.tokenizer import Tokenizer

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.ranks import Free, Grams, effective_rank
-from sae_kit.evals.synchronised import Patterns
+from sae_kit.evals.loss_landscape.ranks import Free, Grams, effective_rank
+from sae_kit.evals.loss_landscape.synchronised import Patterns
 from sae_kit.log import Progress
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.hooks import Site

@@ -47,15 +47,15 @@ from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.data.activations import LiveConfig, Passes
-from sae_kit.evals.ablated_matches import AblatedMatches, Text, ablate_matches
-from sae_kit.evals.activity import Activity, Recording, Threshold
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.communities import CommunityMethod, Components, Leiden, Louvain, Partition
-from sae_kit.evals.cooccurrence import MEASURES, RANGES, Keep, Pairs, compare
-from sae_kit.evals.kept import Kept, Part
-from sae_kit.evals.layer_pairs import LayerPair, adjacent, named
-from sae_kit.evals.pass_through import Matches
-from sae_kit.evals.quasi_boolean import AND, OR, Candidates, Criteria, find
+from sae_kit.evals.evolution.ablated_matches import AblatedMatches, Text, ablate_matches
+from sae_kit.evals.evolution.activity import Activity, Recording, Threshold
+from sae_kit.evals.evolution.cooccurrence import MEASURES, RANGES, Keep, Pairs, compare
+from sae_kit.evals.evolution.layer_pairs import LayerPair, adjacent, named
+from sae_kit.evals.evolution.pass_through import Matches
+from sae_kit.evals.evolution.quasi_boolean import AND, OR, Candidates, Criteria, find
+from sae_kit.evals.shared.communities import CommunityMethod, Components, Leiden, Louvain, Partition
+from sae_kit.evals.shared.kept import Kept, Part
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site
 from sae_kit.result import Result

@@ -36,15 +36,15 @@ from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.bases import (
+from sae_kit.evals.basis.bases import (
     Basis,
     interaction_bases,
     layer_moments,
     neuron_basis,
     principal_components,
 )
-from sae_kit.evals.basis_bench import Bench, Latents
-from sae_kit.evals.interactions import Quadrature, edges, fewest, strongest, through_edges
+from sae_kit.evals.basis.basis_bench import Bench, Latents
+from sae_kit.evals.basis.interactions import Quadrature, edges, fewest, strongest, through_edges
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site, match_sites
 from sae_kit.result import Result

@@ -51,10 +51,17 @@ from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.draws import generator_of
-from sae_kit.evals.model_variants import Variant, variants
-from sae_kit.evals.sgld import Diverged, Estimate, Sampler, estimate, n_beta_of, sample
-from sae_kit.evals.weight_loss import Kind, WeightLoss
+from sae_kit.evals.loss_landscape.sgld import (
+    Diverged,
+    Estimate,
+    Sampler,
+    estimate,
+    n_beta_of,
+    sample,
+)
+from sae_kit.evals.loss_landscape.weight_loss import Kind, WeightLoss
+from sae_kit.evals.shared.draws import generator_of
+from sae_kit.evals.shared.model_variants import Variant, variants
 from sae_kit.log import Progress
 from sae_kit.maths import Interval
 from sae_kit.result import Result

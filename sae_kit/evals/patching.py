@@ -37,16 +37,16 @@ from torch import Tensor
 from sae_kit.config import check_counts
 from sae_kit.data.pairs import Pairs, draw_pairs
 from sae_kit.data.tokens import check_context
-from sae_kit.evals.ablations import ABLATIONS, Ablation, check_ablation
-from sae_kit.evals.answers import check_metric
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.component_sets import Components, random_sets
-from sae_kit.evals.effects import Effects, score_of
-from sae_kit.evals.faithfulness import Faithfulness, ranked
-from sae_kit.evals.patch_bench import Bench
-from sae_kit.evals.path_patching import PATHS, Senders, check_receivers, effects, receivers
-from sae_kit.evals.scenes import DIRECTIONS
-from sae_kit.evals.units import KINDS, check_kinds
+from sae_kit.evals.patches.component_sets import Components, random_sets
+from sae_kit.evals.patches.effects import Effects, score_of
+from sae_kit.evals.patches.faithfulness import Faithfulness, ranked
+from sae_kit.evals.patches.patch_bench import Bench
+from sae_kit.evals.patches.path_patching import PATHS, Senders, check_receivers, effects, receivers
+from sae_kit.evals.patches.scenes import DIRECTIONS
+from sae_kit.evals.patches.units import KINDS, check_kinds
+from sae_kit.evals.shared.ablations import ABLATIONS, Ablation, check_ablation
+from sae_kit.evals.shared.answers import check_metric
 from sae_kit.result import Result
 
 if TYPE_CHECKING:

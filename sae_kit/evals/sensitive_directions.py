@@ -44,16 +44,16 @@ from torch import Tensor
 
 from sae_kit.config import check_counts, nearest
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.direction_bench import Bench
-from sae_kit.evals.direction_rows import Summary
-from sae_kit.evals.directions import DIRECTIONS, Given
-from sae_kit.evals.hosts import Hosts
-from sae_kit.evals.kept import Kept, Part
-from sae_kit.evals.paths import Fixed, Ray, check_increasing
-from sae_kit.evals.perturbation import Curves, Probe
-from sae_kit.evals.prompts import Prompts
-from sae_kit.evals.sae_directions import SAE_DIRECTIONS, Dictionary
-from sae_kit.evals.substitutions import SUBSTITUTIONS
+from sae_kit.evals.directions.direction_bench import Bench
+from sae_kit.evals.directions.direction_rows import Summary
+from sae_kit.evals.directions.directions import DIRECTIONS, Given
+from sae_kit.evals.directions.sae_directions import SAE_DIRECTIONS, Dictionary
+from sae_kit.evals.directions.substitutions import SUBSTITUTIONS
+from sae_kit.evals.perturb.hosts import Hosts
+from sae_kit.evals.perturb.paths import Fixed, Ray, check_increasing
+from sae_kit.evals.perturb.perturbation import Curves, Probe
+from sae_kit.evals.shared.kept import Kept, Part
+from sae_kit.evals.shared.prompts import Prompts
 from sae_kit.models.hooks import Site, check_sites
 from sae_kit.result import Result
 

@@ -42,14 +42,14 @@ from torch import Tensor
 from sae_kit.config import check_counts
 from sae_kit.data.cache_manifest import weights_hash
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.hosts import Place
-from sae_kit.evals.kept import Kept, Part
-from sae_kit.evals.model_variants import Variant, variants
-from sae_kit.evals.paths import Arc, Segment
-from sae_kit.evals.prompt_pairs import PromptPair, read_pairs
-from sae_kit.evals.region_bench import MARGIN, Along, Bench, Way
-from sae_kit.evals.region_rows import Measured, from_1_to_0
-from sae_kit.evals.sampled_pairs import Pairs, Sample
+from sae_kit.evals.perturb.hosts import Place
+from sae_kit.evals.perturb.paths import Arc, Segment
+from sae_kit.evals.regions.prompt_pairs import PromptPair, read_pairs
+from sae_kit.evals.regions.region_bench import MARGIN, Along, Bench, Way
+from sae_kit.evals.regions.region_rows import Measured, from_1_to_0
+from sae_kit.evals.regions.sampled_pairs import Pairs, Sample
+from sae_kit.evals.shared.kept import Kept, Part
+from sae_kit.evals.shared.model_variants import Variant, variants
 from sae_kit.models.gpt2 import GPT2, declare_sites
 from sae_kit.models.hooks import Site, check_sites, match_sites
 from sae_kit.result import Result

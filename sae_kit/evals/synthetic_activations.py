@@ -38,7 +38,7 @@ from torch import Tensor
 
 from sae_kit.config import check_counts, nearest
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.curves import (
+from sae_kit.evals.perturb.curves import (
     auc_step,
     departure_step,
     ks_distance,
@@ -46,12 +46,12 @@ from sae_kit.evals.curves import (
     max_slope_step,
     plateau_length,
 )
-from sae_kit.evals.generators import GENERATORS
-from sae_kit.evals.hosts import Place
-from sae_kit.evals.kept import Kept
-from sae_kit.evals.perturbation import Curves, respond
-from sae_kit.evals.prompts import Prompts
-from sae_kit.evals.synthetic_bench import Bench, Maker
+from sae_kit.evals.perturb.hosts import Place
+from sae_kit.evals.perturb.perturbation import Curves, respond
+from sae_kit.evals.shared.kept import Kept
+from sae_kit.evals.shared.prompts import Prompts
+from sae_kit.evals.synthetic.generators import GENERATORS
+from sae_kit.evals.synthetic.synthetic_bench import Bench, Maker
 from sae_kit.maths import bootstrap_interval
 from sae_kit.models.hooks import Site
 from sae_kit.result import Result

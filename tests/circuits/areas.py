@@ -14,11 +14,11 @@ from circuits.compiler import Compiled
 from circuits.gates import gate
 from circuits.induction import induction
 from circuits.programs import fraction, reverse
-from sae_kit.evals.circuit_bench import CircuitBench
-from sae_kit.evals.circuit_methods import METHODS, Search, methods_of
-from sae_kit.evals.circuit_roc import Truth, area
-from sae_kit.evals.kept import Part
-from sae_kit.evals.model_variants import shuffled
+from sae_kit.evals.circuits.circuit_bench import CircuitBench
+from sae_kit.evals.circuits.circuit_methods import METHODS, Search, methods_of
+from sae_kit.evals.circuits.circuit_roc import Truth, area
+from sae_kit.evals.shared.kept import Part
+from sae_kit.evals.shared.model_variants import shuffled
 from sae_kit.log import Progress
 
 MODELS: dict[str, Callable[[], Compiled]] = {

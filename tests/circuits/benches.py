@@ -4,9 +4,9 @@ import torch
 
 from circuits.compiler import Compiled
 from sae_kit.data.pairs import Pairs
-from sae_kit.evals.ablations import ABLATIONS
-from sae_kit.evals.circuit import Graph
-from sae_kit.evals.circuit_bench import CircuitBench
+from sae_kit.evals.circuits.circuit import Graph
+from sae_kit.evals.circuits.circuit_bench import CircuitBench
+from sae_kit.evals.shared.ablations import ABLATIONS
 from sae_kit.models.gpt2 import GPT2
 
 

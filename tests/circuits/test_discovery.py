@@ -11,11 +11,11 @@ from circuits.gates import gate
 from circuits.induction import induction
 from circuits.linear import linear
 from circuits.programs import fraction, reverse
-from sae_kit.evals.circuit import Circuit, Edge
-from sae_kit.evals.circuit_bench import CircuitBench
-from sae_kit.evals.circuit_roc import Truth, area
-from sae_kit.evals.kept import Part
-from sae_kit.evals.pruning import ORDERS, Greedy, Pruned
+from sae_kit.evals.circuits.circuit import Circuit, Edge
+from sae_kit.evals.circuits.circuit_bench import CircuitBench
+from sae_kit.evals.circuits.circuit_roc import Truth, area
+from sae_kit.evals.circuits.pruning import ORDERS, Greedy, Pruned
+from sae_kit.evals.shared.kept import Part
 from sae_kit.log import Progress
 
 COMPILED = {

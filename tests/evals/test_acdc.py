@@ -10,8 +10,8 @@ import toy_subject
 
 from sae_kit.evals.acdc import ACDC
 from sae_kit.evals.base import Subject
-from sae_kit.evals.circuit import Graph
-from sae_kit.evals.known_circuits import read_circuit
+from sae_kit.evals.circuits.circuit import Graph
+from sae_kit.evals.circuits.known_circuits import read_circuit
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.result import Result
 

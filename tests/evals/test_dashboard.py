@@ -8,7 +8,7 @@ import toy_subject
 from torch.testing import assert_close
 
 from sae_kit.evals.dashboard import Dashboard
-from sae_kit.evals.spectrum import N_RANGES
+from sae_kit.evals.latents.spectrum import N_RANGES
 
 SMALL = Dashboard(n_tokens=1024, n_top=3, n_before=4, n_after=2, prompts=("the cat sat",))
 SITE = toy_subject.SITES[1]

@@ -9,8 +9,8 @@ import torch
 import toy_subject
 
 from sae_kit.data.activations import Passes
-from sae_kit.evals import cooccurrence
 from sae_kit.evals.base import Subject
+from sae_kit.evals.evolution import cooccurrence
 from sae_kit.evals.feature_evolution import FeatureEvolution
 from sae_kit.result import Result
 

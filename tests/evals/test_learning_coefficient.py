@@ -15,7 +15,7 @@ from sae_kit.evals.learning_coefficient import (
     rise_of,
     verdict,
 )
-from sae_kit.evals.sgld import Estimate
+from sae_kit.evals.loss_landscape.sgld import Estimate
 from sae_kit.maths import Interval
 from sae_kit.models.pretrained import load_model
 from sae_kit.models.snapshots import Moment, save_snapshot

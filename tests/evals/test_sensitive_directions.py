@@ -9,14 +9,14 @@ import torch
 import toy_subject
 from conftest import random_gpt2
 
-from sae_kit.evals import directions as directions_module
 from sae_kit.evals.base import Compared
-from sae_kit.evals.directions import DIRECTIONS
-from sae_kit.evals.perturbation import Plan
-from sae_kit.evals.pool import Gaussian
-from sae_kit.evals.prompts import Prompts
-from sae_kit.evals.sae_directions import SAE_DIRECTIONS
+from sae_kit.evals.directions import directions as directions_module
+from sae_kit.evals.directions.directions import DIRECTIONS
+from sae_kit.evals.directions.sae_directions import SAE_DIRECTIONS
+from sae_kit.evals.perturb.perturbation import Plan
+from sae_kit.evals.perturb.pool import Gaussian
 from sae_kit.evals.sensitive_directions import SensitiveDirections
+from sae_kit.evals.shared.prompts import Prompts
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.result import Result
 from sae_kit.sae.topk import TopKConfig

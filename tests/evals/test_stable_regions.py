@@ -8,7 +8,7 @@ import torch
 from conftest import random_gpt2
 
 from sae_kit.evals import stable_regions
-from sae_kit.evals.sampled_pairs import Sample
+from sae_kit.evals.regions.sampled_pairs import Sample
 from sae_kit.evals.stable_regions import StableRegions
 from sae_kit.models.pretrained import save_model
 from sae_kit.models.snapshots import Moment, save_snapshot

@@ -46,7 +46,8 @@ SHARED = {
     },
     "evals": {
         path.stem for path in (ROOT / "evals").glob("*.py") if ', name="' not in path.read_text()
-    },
+    }
+    | {path.parent.name for path in (ROOT / "evals").glob("*/__init__.py")},
 }
 
 MODULES = sorted(

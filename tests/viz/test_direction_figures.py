@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sae_kit.evals.directions import DIRECTIONS
-from sae_kit.evals.sae_directions import SAE_DIRECTIONS
-from sae_kit.evals.substitutions import SUBSTITUTIONS
+from sae_kit.evals.directions.directions import DIRECTIONS
+from sae_kit.evals.directions.sae_directions import SAE_DIRECTIONS
+from sae_kit.evals.directions.substitutions import SUBSTITUTIONS
 from sae_kit.result import Result
 from sae_kit.viz.direction_figures import AS_FAR, LOOKS, OTHERS, figures
 

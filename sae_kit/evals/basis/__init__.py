@@ -1,0 +1,1 @@
+"""What eval=interaction_basis is made of."""

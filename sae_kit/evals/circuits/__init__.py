@@ -1,0 +1,1 @@
+"""What eval=acdc is made of."""

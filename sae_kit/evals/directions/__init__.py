@@ -1,0 +1,1 @@
+"""What eval=sensitive_directions is made of."""

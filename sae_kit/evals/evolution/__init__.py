@@ -1,0 +1,1 @@
+"""What eval=feature_evolution is made of."""

@@ -1,0 +1,1 @@
+"""What eval=dashboard is made of."""

@@ -1,0 +1,1 @@
+"""What eval=degeneracy and eval=learning_coefficient are made of."""

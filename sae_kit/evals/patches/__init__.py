@@ -1,0 +1,1 @@
+"""What eval=patching is made of."""

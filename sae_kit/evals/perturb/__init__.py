@@ -1,0 +1,1 @@
+"""Perturbation experiments: what is changed where, along which path, and what responds."""

@@ -1,0 +1,1 @@
+"""What eval=stable_regions is made of."""

@@ -1,0 +1,1 @@
+"""What eval=synthetic_activations is made of."""

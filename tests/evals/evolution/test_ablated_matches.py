@@ -1,0 +1,57 @@
+"""ablated_matches: which pairs are ablated, in which contexts, and rank correlation."""
+
+import pytest
+import torch
+
+from sae_kit.evals.evolution.ablated_matches import COLUMNS, AblatedMatches, Text
+
+
+def matches(similarity: list[float], lost: list[float], *, n_random: int = 0) -> AblatedMatches:
+    n = len(similarity)
+    return AblatedMatches(
+        index=torch.zeros(n, 2, dtype=torch.int64),
+        similarity=torch.tensor(similarity, dtype=torch.float64),
+        is_random=torch.arange(n) >= n - n_random,
+        effects={column: torch.tensor(lost, dtype=torch.float64) for column in COLUMNS},
+    )
+
+
+def test_rank_correlation_of_known_orders():
+    assert matches([0.1, 0.5, 0.9], [1.0, 7.0, 8.0]).rank_correlation() == pytest.approx(1)
+    assert matches([0.1, 0.5, 0.9], [3.0, 2.0, 0.0]).rank_correlation() == pytest.approx(-1)
+    # Ranks 0, 1, 2, 3 against 1, 0, 3, 2: 1 - 6 (4) / (4 (16 - 1)).
+    swapped = matches([0.1, 0.2, 0.3, 0.4], [2.0, 1.0, 4.0, 3.0])
+    assert swapped.rank_correlation() == pytest.approx(1 - 24 / 60)
+    # Ties share their mean rank: 0, 1.5, 1.5 against 0, 1, 2.
+    tied = matches([0.1, 0.5, 0.5], [1.0, 2.0, 3.0])
+    assert tied.rank_correlation() == pytest.approx(1.5 / (1.5 * 2) ** 0.5)
+
+
+def test_pairs_drawn_at_random_do_not_count_for_it():
+    found = matches([0.1, 0.5, 0.0], [1.0, 2.0, 90.0], n_random=1)
+    assert found.rank_correlation() == pytest.approx(1)
+    assert found.n_matches == 2
+
+
+def test_without_pairs_or_without_spread_it_is_zero():
+    assert matches([], []).rank_correlation() == 0
+    assert matches([0.5, 0.5], [1.0, 2.0]).rank_correlation() == 0
+
+
+def test_arrays_give_back_what_was_found():
+    found = matches([0.1, 0.5], [1.0, 2.0], n_random=1)
+    again = AblatedMatches.of_arrays(dict(found.arrays("a>b")), "a>b")
+    assert torch.equal(again.similarity, found.similarity)
+    assert torch.equal(again.is_random, found.is_random)
+    assert torch.equal(again.effects["share_lost"], found.effects["share_lost"])
+    assert AblatedMatches.of_arrays({}, "a>b").n_matches == 0
+
+
+def test_contexts_are_those_of_the_rows_spread_evenly():
+    counting = torch.ones(10, 4, dtype=torch.bool)
+    counting[:, 0] = False  # 3 rows a context
+    text = Text(torch.zeros(10, 4, dtype=torch.int64), counting)
+    rows = torch.arange(30)
+    assert text.contexts_of(rows[9:18], 9).tolist() == [3, 4, 5]
+    assert text.contexts_of(rows, 4).tolist() == [0, 3, 6, 9]
+    assert text.contexts_of(rows[29:], 4).tolist() == [9]
