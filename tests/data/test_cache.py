@@ -329,6 +329,7 @@ class Live(ActivationSource):
         pass
 
 
+@pytest.mark.slow
 def test_training_from_it_is_training_live_on_the_same_rows(folder, model):
     """Weights, optimisers and firing records are equal bit for bit, also in a second epoch."""
     config = TrainerConfig(n_tokens=32 * 12, batch_rows=32, lr=0.01, n_warmup_steps=2)

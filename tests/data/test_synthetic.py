@@ -53,6 +53,7 @@ def test_some_random_sequences_follow_ordinary_text(word_tokenizer: Tokenizer) -
     assert 2 < n_longer < 25
 
 
+@pytest.mark.slow
 def test_texts_for_a_tokenizer_hold_every_word() -> None:
     assert synthetic_text(0, 30) == synthetic_text(0, 30) != synthetic_text(1, 30)
     texts = synthetic_text(0, 1200)

@@ -162,6 +162,7 @@ def test_a_text_too_short_for_the_support_is_refused_before_the_model_runs(tmp_p
         FeatureEvolution(n_tokens=128).run(subject)
 
 
+@pytest.mark.slow
 def test_components_need_no_resolution(tmp_path):
     result = FeatureEvolution(n_tokens=1024, n_ablated=0, communities="components").run(
         toy_subject.subject(tmp_path)

@@ -78,6 +78,7 @@ def test_a_model_that_is_no_minimum_is_said_to_be_none(subject, caplog):
     assert "toy is no minimum of this loss" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_stands_for_its_snapshots(subject, tmp_path):
     tokenizer = subject.language_model.tokenizer
     for step in (0, 8):

@@ -86,6 +86,7 @@ def test_the_embedding_is_everything_in_total(result: Result) -> None:
     assert scores == pytest.approx([1.0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_named_circuit_is_the_one_asked_about(subject: Subject) -> None:
     everything = ("m0", "m1", *(f"a{i}.{h}" for i in range(2) for h in range(4)))
     named = Patching(task="ioi", units=(), circuit=everything, **SMALL)

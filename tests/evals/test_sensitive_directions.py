@@ -225,6 +225,7 @@ def test_a_mixture_is_as_sensitive_as_itself(result):
 # --- what changes nothing (METHODS §11.4) ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_groups_and_memory_change_nothing_but_rounding(one, result, monkeypatch):
     def cut(model, place, n_context, memory_mb):
         return Plan(
@@ -257,6 +258,7 @@ def turned(model: GPT2, q: torch.Tensor) -> GPT2:
     return copy.eval()
 
 
+@pytest.mark.slow
 def test_a_rotated_copy_has_the_same_numbers(one, monkeypatch):
     """Model, SAE and draws turned together. LayerNorm lets a turn about (1, ..., 1) pass if its
     gain and bias are folded away; covariance-shaped draws turn along with a symmetric root."""

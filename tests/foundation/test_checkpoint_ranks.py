@@ -38,6 +38,7 @@ def test_every_process_has_its_part(tmp_path):
     assert (path, state["rank"]) == (tmp_path / "step_5", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensors.1.safetensors", "state.1.json"])
 def test_a_damaged_part_is_named(tmp_path, name):
     in_ranks(save, tmp_path, (3,))

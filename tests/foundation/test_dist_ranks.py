@@ -70,6 +70,7 @@ def swap(here: World) -> list[list[torch.Tensor]]:
     return dist.exchange([part_for(here.rank, receiver) for receiver in range(here.size)])
 
 
+@pytest.mark.slow
 def test_everyone_gets_what_was_meant_for_them():
     for receiver, received in enumerate(in_ranks(swap, size=3)):
         for sender, part in enumerate(received):

@@ -207,6 +207,7 @@ def test_a_disk_that_fills_up_keeps_what_is_there(
 # --- training from it -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saes_are_trained_from_it(composed, from_cache, written, tmp_path):
     folder = tmp_path / "run"
     with composed(folder, *from_cache) as cfg:

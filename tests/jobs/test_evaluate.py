@@ -34,6 +34,7 @@ def run_eval(composed, folder: Path, *overrides: str) -> Result:
         return evaluate(cfg, folder)
 
 
+@pytest.mark.slow
 def test_a_run_brings_its_model_and_text(run, composed, tmp_path):
     result = run_eval(composed, tmp_path / "eval", f"run={run}", *SHORT)
     assert [row["site"] for row in result.rows] == SITES
@@ -77,6 +78,7 @@ def test_text_is_cut_as_the_saes_saw_it(run):
     assert job._text_for({}) == DocsConfig()
 
 
+@pytest.mark.slow
 def test_layers_choose(run, composed, tmp_path):
     result = run_eval(composed, tmp_path, f"run={run}", "layers=[1]", *SHORT)
     assert [row["site"] for row in result.rows] == SITES[1:]

@@ -59,6 +59,7 @@ def test_what_is_saved_says_what_was_planted(run):
     assert sae.metadata["training"]["planted"]["n_features"] == 24
 
 
+@pytest.mark.slow
 def test_a_continued_run_ends_in_the_same_weights(run, composed, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(run, other)
@@ -75,6 +76,7 @@ def test_a_continued_run_ends_in_the_same_weights(run, composed, tmp_path):
     assert Result.load(run / "evaluation").rows == Result.load(other / "evaluation").rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["run={run}", "saes={run}/saes"])
 def test_evaluating_it_again_needs_no_model(run, composed, tmp_path, subject):
     result = run_eval(composed, tmp_path, "eval=recovery", subject.format(run=run))
@@ -89,6 +91,7 @@ def test_evaluations_of_the_other_kind_are_refused(run, composed, tmp_path):
         run_eval(composed, tmp_path, "eval=recovery")
 
 
+@pytest.mark.slow
 def test_saes_of_a_language_model_are_refused(composed, tiny_saes, tmp_path):
     with composed(tmp_path / "run", *tiny_saes) as cfg:
         train(cfg)

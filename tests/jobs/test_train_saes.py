@@ -241,6 +241,7 @@ def test_transcoders_that_do_not_fit_fail_before_work_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_table_and_what_comes_next_are_said(composed, tiny_saes, tmp_path, caplog):
     caplog.set_level("INFO")
     with composed(tmp_path / "run", *tiny_saes) as cfg:

@@ -146,6 +146,7 @@ def test_text_that_cannot_be_read(tiny, tmp_path, case):
 # --- the hub --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_on_an_unreachable_hub(tiny, tmp_path):
     run = tiny.run(
         *tiny.saes(model="gpt2", model__name=None),

@@ -150,6 +150,7 @@ def test_a_full_disk_loses_nothing(task, tiny, reference, tmp_path):
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_stays_as_it_is(task, tiny, reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)

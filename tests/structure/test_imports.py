@@ -139,6 +139,7 @@ def test_imports_follow_the_layers(module: str) -> None:
     assert breaches(module, read(module)) == []
 
 
+@pytest.mark.slow
 def test_only_dist_imports_torch_distributed() -> None:
     importers = {
         module

@@ -452,6 +452,7 @@ def test_training_lowers_the_kl():
     assert sum(kl[-20:]) < 0.7 * sum(kl[:20])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
 def test_a_run_begins_as_a_local_one(objective):
     """Step for step, on the same batches."""

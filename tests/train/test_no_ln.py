@@ -157,6 +157,7 @@ def test_the_loss_is_of_the_model_as_far_as_it_is_removed():
     assert abs(after - before) > 1e-4
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_in_mid_schedule_is_never_stopped(tmp_path):
     whole = make()
     fit(whole, tmp_path / "whole")

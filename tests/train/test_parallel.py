@@ -146,6 +146,7 @@ def test_processes_agree_where_rows_compete_within_each(word):
     assert first[1] == second[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["topk", "batch_topk", "gated"])
 def test_sites_spread_over_processes_are_trained_as_in_one(word):
     parts = in_ranks(take_steps, word, "sites", 6)

@@ -261,6 +261,7 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sae", [TOPK, RELU], ids=["topk", "relu"])
 def test_stopped_and_resumed_is_never_stopped(tmp_path, sae):
     """20 steps, and 14 of which 12 are saved, then the rest by another trainer."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from sae_kit.config import from_node, nearest
 from sae_kit.evals.circuits.circuit import LOGITS, Graph
 
-FOLDER = Path(__file__).parent.parent / "assets" / "circuits"
+FOLDER = Path(__file__).parents[2] / "assets" / "circuits"
 SHIPPED = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 

@@ -19,7 +19,7 @@ import yaml
 from sae_kit.config import from_node
 from sae_kit.models.tokenizer import Tokenizer
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "prompt_pairs.yaml"
+SHIPPED = Path(__file__).parents[2] / "assets" / "prompt_pairs.yaml"
 
 log = logging.getLogger(__name__)
 

@@ -91,6 +91,7 @@ def test_codes_on_disk_are_those_of_one_pass(tmp_path, monkeypatch):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(activity_module, "PIECE", 2 * toy_subject.CONTEXT)
     subject = toy_subject.subject(tmp_path)

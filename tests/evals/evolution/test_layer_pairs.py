@@ -28,6 +28,7 @@ def test_one_site_has_no_neighbour(tmp_path):
         adjacent(subject(tmp_path, PRE_0))
 
 
+@pytest.mark.slow
 def test_a_block_that_is_missing_in_between_is_named(tmp_path, monkeypatch):
     own = subject(tmp_path, PRE_0, POST_1)
     sites = [PRE_0, PRE_1, "blocks.2.hook_resid_pre"]

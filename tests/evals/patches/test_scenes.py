@@ -47,6 +47,7 @@ def patched(scene: Scene, units: Units) -> Tensor:
     return torch.stack([found[unit] for unit in range(len(units))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupt", "gaussian"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_kind_is_as_by_full_passes(ablation: str, direction: str) -> None:
@@ -247,6 +248,7 @@ def plain_norms(model: GPT2) -> GPT2:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupt", "mean"])
 def test_a_rotated_copy_has_the_same_numbers(ablation: str) -> None:
     """§8(f), §11.4: of every kind of unit that does not depend on the stream's basis."""
