@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 DEVICES = [
     "cpu",
-    ELSEWHERE,
+    pytest.param(ELSEWHERE, marks=pytest.mark.slow),
     *(["cuda"] if torch.cuda.is_available() else []),
     *(["mps"] if torch.backends.mps.is_available() else []),
 ]

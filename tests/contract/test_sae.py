@@ -196,6 +196,7 @@ def test_steps_keep_unit_decoder_rows_at_norm_1(build, draw):
         assert_close(norms, torch.ones_like(norms))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(build, draw, device):
     computes(device)
     sae, x = build(), draw(64, D_IN)

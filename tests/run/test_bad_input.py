@@ -124,6 +124,7 @@ TEXT_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TEXT_CASES)
 def test_text_that_cannot_be_read(tiny, tmp_path, case):
     texts = tmp_path / "texts"
@@ -323,6 +324,7 @@ LM_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LM_CASES)
 def test_language_model_settings_that_do_not_fit(tiny, tmp_path, case):
     changed, said = LM_CASES[case]

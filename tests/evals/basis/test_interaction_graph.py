@@ -10,7 +10,8 @@ from sae_kit.evals.shared.communities import Components, Leiden
 def planted(strong: float = 100.0, weak: float = 1e-6) -> list[torch.Tensor]:
     """Two blocks of 3 directions in each of three layers."""
     block = torch.kron(torch.eye(2), torch.ones(3, 3)).double()
-    return [torch.where(block > 0, strong * (1 + torch.rand(6, 6)), weak) for _ in range(2)]
+    uneven = torch.kron(torch.ones(2, 2), 1 + torch.arange(9).view(3, 3) / 9)  # alike in both
+    return [torch.where(block > 0, strong * uneven, weak) for _ in range(2)]
 
 
 @pytest.mark.parametrize("method", [Leiden(resolution=0.5), Components()])
