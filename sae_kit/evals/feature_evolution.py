@@ -37,7 +37,7 @@ Limits: similarity is not identity, and in a short text rare latents have few po
 pairs are those whose upstream latent fires in the text often enough to be compared.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
@@ -155,9 +155,9 @@ class FeatureEvolution(Evaluation, name="feature_evolution"):
             arrays = reader.compared(pairs, kept.part("pairs"))
             arrays |= {key: x for site in sites for key, x in reader.facts(site)}
         arrays |= {f"bins/{name}": torch.tensor(RANGES[name]) for name in MEASURES}
-        graph = _Graph(sites, arrays)
+        graph = _Graph(sites, pairs, arrays, measure=self.measure, least=self.least)
         partition = self._method().detect(
-            *graph.edges(pairs, self), n_nodes=graph.n_nodes, seed=subject.seed
+            graph.edges, graph.weights, n_nodes=graph.n_nodes, seed=subject.seed
         )
         return Result(
             name=self.word,
@@ -323,33 +323,44 @@ class _Reader:
 
 @final
 class _Graph:
-    """The latents of all sites as nodes, in an order that does not depend on their numbers."""
+    """The latents of all sites as nodes, in an order that does not depend on their numbers.
 
-    def __init__(self, sites: Sequence[Site], arrays: dict[str, Tensor]) -> None:
-        self._arrays = arrays
+    Args:
+        sites: whose latents are nodes, in the order of the model.
+        pairs: of sites; their kept pairs of latents are edges.
+        arrays: what was found of sites and pairs.
+        measure: of similarity, the weight of an edge.
+        least: similarity from which on there is one.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        pairs: Sequence[LayerPair],
+        arrays: Mapping[str, Tensor],
+        *,
+        measure: str,
+        least: float,
+    ) -> None:
         self._node: dict[Site, Tensor] = {}
         self.n_nodes = 0
         for site in sites:
             order = arrays[f"order/{site}"]
             self._node[site] = self.n_nodes + order.argsort()
             self.n_nodes += len(order)
-
-    def edges(
-        self, pairs: Sequence[LayerPair], config: FeatureEvolution
-    ) -> tuple[Int[Tensor, "n two"], Float[Tensor, " n"]]:
-        """Pairs of nodes at or above the clamp, sorted, and their similarities."""
         edges, weights = [], []
         for pair in pairs:
-            values = self._arrays[f"pairs/{pair.name}/{config.measure}"]
-            index = self._arrays[f"pairs/{pair.name}/index"][values >= config.least]
+            values = arrays[f"pairs/{pair.name}/{measure}"]
+            index = arrays[f"pairs/{pair.name}/index"][values >= least]
             ends = self._node[pair.up][index[:, 0]], self._node[pair.down][index[:, 1]]
             edges.append(torch.stack(ends, 1))
-            weights.append(values[values >= config.least])
-        joined, weight = torch.cat(edges), torch.cat(weights)
+            weights.append(values[values >= least])
+        joined = torch.cat(edges)
         order = torch.argsort(joined[:, 0] * self.n_nodes + joined[:, 1])
+        self.edges: Int[Tensor, "n two"] = joined[order]
+        self.weights: Float[Tensor, " n"] = torch.cat(weights)[order]
         self._joined = torch.zeros(self.n_nodes, dtype=torch.bool)
-        self._joined[joined.flatten()] = True
-        return joined[order], weight[order]
+        self._joined[self.edges.flatten()] = True
 
     def summary(self, partition: Partition) -> dict[str, int | float]:
         """Of the communities of more than one latent."""
