@@ -56,5 +56,4 @@ def result(*parts: tuple[dict[str, Any], dict[str, torch.Tensor]]) -> Result:
         scalars={"max_slope_cap": 49},
         rows=tuple(row for row, _ in parts),
         arrays={name: array for _, arrays in parts for name, array in arrays.items()},
-        provenance={"subject": {"model": "demo"}},
     )

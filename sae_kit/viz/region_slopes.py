@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 from torch import Tensor
 
 from sae_kit.result import Result
@@ -190,8 +191,7 @@ def _by_model(rows: Sequence[Row]) -> Figure:
     _finish(axes[0], "model")
     if snapshots:
         _against(axes[1], snapshots, "n_tokens", rows)
-        least = min(row["n_tokens"] for row in snapshots if row["n_tokens"] > 0)
-        axes[1].set_xscale("symlog", linthresh=least)
+        _token_axis(axes[1], sorted({float(row["n_tokens"]) for row in snapshots}))
         _finish(axes[1], "tokens trained on")
     if len(sizes) > 1:
         trained = [row for row in rows if row["model"] not in ("random", "shuffled")]
@@ -212,6 +212,15 @@ def _against(ax: Axes, rows: Sequence[Row], column: str, every: Sequence[Row]) -
         _medians(ax, points, f"{run}, {path}" if run else f"along the {path}", i)
     if column == "n_tokens":
         reference(ax, every[0]["max_slope"], label=f"{every[0]['model']}, {every[0]['path']}")
+
+
+def _token_axis(ax: Axes, tokens: Sequence[float]) -> None:
+    """Logarithmic, with a place for 0: up to the first snapshot in training it is linear."""
+    least = next((n for n in tokens if n > 0), 1.0)
+    ax.set_xscale("symlog", linthresh=least, linscale=0.5)
+    ax.set_xticks(tokens, [EngFormatter(sep="")(n) for n in tokens])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(-0.2 * least, 1.3 * max(tokens[-1], least))
 
 
 def _last_ones(rows: Sequence[Row]) -> list[Row]:

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -27,11 +28,12 @@ R_LABEL = "relative distance r(alpha)"
 
 def figures(result: Result) -> dict[str, Figure]:
     """All that the result has something for, by name."""
+    result = _with_short_names(result)
     rows = [row for row in result.rows if row["kind"] == "curves"]
     found = {"curves": _curves(result, rows), **region_slopes.figures(result, rows)}
     pairs = [row for row in result.rows if row["kind"] == "pair"]
     if pairs:
-        found["pairs"] = _pairs(result, pairs)
+        found["pairs"] = _pairs(result, pairs, model=rows[0]["model"])
     slices = [row for row in result.rows if row["kind"] == "slice"]
     own = [row for row in slices if row["model"] == rows[0]["model"]]
     for row in own:
@@ -39,6 +41,15 @@ def figures(result: Result) -> dict[str, Figure]:
     if len(slices) > len(own):
         found["slices"] = _slices(result, slices, n_models=len(slices) // len(own))
     return found
+
+
+def _with_short_names(result: Result) -> Result:
+    """Models that are folders by their last part, if this tells all models apart."""
+    names = {row["model"]: row["model"].rpartition("/")[2] for row in result.rows if "model" in row}
+    if len(set(names.values())) < len(names):
+        return result
+    rows = [{**row, "model": names[row["model"]]} if "model" in row else row for row in result.rows]
+    return replace(result, rows=rows)
 
 
 # --- curves ---------------------------------------------------------------------------------------
@@ -99,7 +110,7 @@ def _alphas(values: Sequence[float]) -> list[float]:
     return torch.linspace(0, 1, len(values)).tolist()
 
 
-def _pairs(result: Result, rows: Sequence[Row]) -> Figure:
+def _pairs(result: Result, rows: Sequence[Row], *, model: str) -> Figure:
     """Distances of similar and of dissimilar pairs, and the latter's logit differences."""
     kinds = {
         kind: [row for row in rows if row["likeness"] == kind] for kind in ("similar", "dissimilar")
@@ -122,7 +133,7 @@ def _pairs(result: Result, rows: Sequence[Row]) -> Figure:
                 "logit difference (scaled)",
             )
         )
-    title = f"Prompts that differ in their last token, in {_model(result)}"
+    title = f"Prompts that differ in their last token, in {model}"
     return bands(panels, n_columns=3, title=title)
 
 
@@ -134,10 +145,6 @@ def _lines(result: Result, rows: Sequence[Row], what: str) -> list[Curve]:
         line = "--" if row["likeness"] == "similar" else "-"
         found.append(Curve(_alphas(y), y, y, y, PALETTE[i % len(PALETTE)], row["pair"], line))
     return found
-
-
-def _model(result: Result) -> str:
-    return str(result.provenance["subject"]["model"])
 
 
 # --- planes ---------------------------------------------------------------------------------------

@@ -85,6 +85,15 @@ def test_each_path_has_single_pairs_all_models_and_their_kl():
     assert [text.get_text() for text in legend.get_texts()] == ["demo", "random"]
 
 
+def test_models_that_are_folders_go_by_their_last_part_if_it_is_their_own():
+    def names(*models: str) -> list[str]:
+        figure = drawn(*(curves(i, (1.0, 2.0), model=m) for i, m in enumerate(models)))["curves"]
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert names("runs/a/model", "random") == ["model", "random"]
+    assert names("runs/a/model", "runs/b/model") == ["runs/a/model", "runs/b/model"]
+
+
 def test_similar_and_dissimilar_pairs_have_panels_of_their_own():
     figure = drawn(
         curves(0, (1.0, 2.0)),

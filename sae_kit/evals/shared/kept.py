@@ -41,13 +41,14 @@ class Part:
         return Part(None if self.folder is None else self.folder / name)
 
     def get(self, number: int) -> dict[str, Tensor] | None:
-        """Piece `number`, or None if it is not there, whole."""
+        """Piece `number`, in the order of its names, or None if it is not there, whole."""
         if self.folder is None or not (file := self._file(number)).is_file():
             return None
         try:
-            return load_tensors(file)
+            tensors = load_tensors(file)
         except DamagedFileError:
             return None
+        return {name.partition(" ")[2]: tensors[name] for name in sorted(tensors)}
 
     def put(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep piece `number`.
@@ -57,7 +58,9 @@ class Part:
         """
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(self._file(number), tensors)
+            # The file forgets the order of its tensors, and rows are made in it.
+            numbered = {f"{i:06d} {name}": one for i, (name, one) in enumerate(tensors.items())}
+            save_tensors(self._file(number), numbered)
 
     def _file(self, number: int) -> Path:
         assert self.folder is not None

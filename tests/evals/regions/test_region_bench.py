@@ -76,6 +76,14 @@ def test_memory_changes_nothing():
         torch.testing.assert_close(values, whole[name], rtol=1e-4, atol=1e-5)
 
 
+def test_an_interrupted_run_goes_on_with_the_same_ways_in_their_order(tmp_path):
+    ways = {"b": Segment, "a": Segment}
+    first, again = (bench().along(PAIRS, ways, ALPHAS, Part(tmp_path)) for _ in range(2))
+    assert list(first) == list(again) == ["b", "a"]
+    for name, values in first["a"].items():
+        assert torch.equal(again["a"][name], values)
+
+
 def test_behind_the_last_mlp_no_neuron_can_switch():
     found = Bench(MODEL, READ, READ, memory_mb=64).along(PAIRS, {"line": Segment}, ALPHAS, NOTHING)[
         "line"
