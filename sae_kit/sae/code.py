@@ -62,3 +62,14 @@ class SparseCode:
         column[latents] = torch.arange(n, device=latents.device)
         table = self.values.new_zeros(*self.values.shape[:-1], n + 1)
         return table.scatter_add(-1, column[self.indices], self.values)[..., :n]
+
+
+def firings(
+    code: Float[Tensor, "rows d_sae"] | SparseCode,
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Row, latent and activation of everything above 0 in a code of either form, row after row."""
+    if isinstance(code, SparseCode):
+        row, column = (code.values > 0).nonzero(as_tuple=True)
+        return row, code.indices[row, column], code.values[row, column]
+    row, latent = (code > 0).nonzero(as_tuple=True)
+    return row, latent, code[row, latent]

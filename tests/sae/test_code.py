@@ -1,6 +1,7 @@
 import torch
 
 from sae_kit.sae import SparseCode
+from sae_kit.sae.code import firings
 
 # Row 0: latents 3 and 1; row 1: latent 0 only (the second place is not in use).
 CODE = SparseCode(torch.tensor([[2.0, 5.0], [7.0, 0.0]]), torch.tensor([[3, 1], [0, 2]]), 5)
@@ -42,3 +43,12 @@ def test_leading_axes_are_kept():
     assert deep.l0().tolist() == [[2], [1]]
     assert torch.equal(deep.select(torch.tensor([1])), DENSE[:, None, 1:2])
     assert torch.equal(SparseCode.from_dense(DENSE[:, None]).dense(), DENSE[:, None])
+
+
+def test_firings_are_the_same_of_either_form():
+    def entries(code: SparseCode | torch.Tensor) -> set[tuple[float, ...]]:
+        return set(zip(*(column.tolist() for column in firings(code)), strict=True))
+
+    rows, latents = (DENSE > 0).nonzero(as_tuple=True)
+    expected = zip(rows.tolist(), latents.tolist(), DENSE[rows, latents].tolist(), strict=True)
+    assert entries(CODE) == entries(DENSE) == set(expected)

@@ -30,7 +30,7 @@ from sae_kit.evals.base import Subject
 from sae_kit.evals.shared.kept import Kept, Part
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site
-from sae_kit.sae.code import SparseCode
+from sae_kit.sae.code import SparseCode, firings
 
 SAE_ROWS = 2048  # rows through an SAE at once; bounds the codes of dense architectures
 PIECE = 32_768  # tokens whose codes are one file a site
@@ -219,13 +219,8 @@ def as_matrix(pieces: Sequence[dict[str, Tensor]], d_sae: int) -> csr_array:
 
 def _sparse(code: Float[Tensor, "rows d_sae"] | SparseCode) -> dict[str, Tensor]:
     """A code as its active latents, row after row."""
-    if isinstance(code, SparseCode):
-        row, column = (code.values > 0).nonzero(as_tuple=True)
-        latent, value = code.indices[row, column], code.values[row, column]
-        n_rows = len(code.values)
-    else:
-        row, latent = (code > 0).nonzero(as_tuple=True)
-        value, n_rows = code[row, latent], len(code)
+    row, latent, value = firings(code)
+    n_rows = len(code.values if isinstance(code, SparseCode) else code)
     return {
         "n_active": row.bincount(minlength=n_rows).int().cpu(),
         "latents": latent.int().cpu(),

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_kit.sae.code import SparseCode
+from sae_kit.sae.code import SparseCode, firings
 from sae_kit.sorting import lexsort, starts
 
 STRIDE = 1 << 40  # more places than any text has
@@ -37,12 +37,7 @@ class Firings:
         code: Float[Tensor, "rows d_sae"] | SparseCode, places: Int[Tensor, " rows"], n_pos: int
     ) -> "Firings":
         """Those of a code, whose rows are at `places`."""
-        if isinstance(code, SparseCode):
-            row, column = (code.values > 0).nonzero(as_tuple=True)
-            latent, value = code.indices[row, column], code.values[row, column]
-        else:
-            row, latent = (code > 0).nonzero(as_tuple=True)
-            value = code[row, latent]
+        row, latent, value = firings(code)
         place = places.to(row.device)[row]
         order = torch.argsort(latent * STRIDE + place)
         return Firings(

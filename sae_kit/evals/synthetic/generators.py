@@ -89,11 +89,15 @@ class Vocabulary:
         self.place[self.order] = torch.arange(len(self.order), device=self.order.device)
         """`[d_sae]`, the place of each latent in `order`."""
 
+    def free(self, latent: int, used: Bool[Tensor, " d_sae"]) -> Int[Tensor, " n"]:
+        """The living latents that may take one's place: not itself, and none that is used."""
+        return self.living[~used[self.living] & (self.living != latent)]
+
     def closest(self, latent: int, used: Bool[Tensor, " d_sae"], n: int) -> Int[Tensor, " n"]:
         """The living latents closest in frequency to one, itself and the used ones left out;
         closest first.
         """
-        free = self.living[~used[self.living] & (self.living != latent)]
+        free = self.free(latent, used)
         distance = (self.log_frequency[free] - self.log_frequency[latent]).abs()
         return free[distance.argsort(stable=True)[:n]]
 
@@ -279,7 +283,7 @@ class Structured(Replacing):
         to_new_top = rows @ rows[new_top]
         chosen = [new_top]
         for latent in latents[1:]:
-            free = vocabulary.living[~used[vocabulary.living] & (vocabulary.living != latent)]
+            free = vocabulary.free(latent, used)
             best = vocabulary.best((to_new_top - to_top[latent]).abs(), latent, free)
             used[best] = True
             chosen.append(best)
@@ -312,7 +316,7 @@ class Nearest(Replacing):
         used = _nothing(vocabulary)
         chosen = []
         for latent in latents:
-            free = vocabulary.living[~used[vocabulary.living] & (vocabulary.living != latent)]
+            free = vocabulary.free(latent, used)
             best = vocabulary.best(-(vocabulary.rows @ vocabulary.rows[latent]), latent, free)
             used[best] = True
             chosen.append(best)
