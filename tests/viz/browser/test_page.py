@@ -162,8 +162,12 @@ def test_the_graph_shows_the_neighbourhood_and_grows(driver, site):
     assert waited(driver, "document.querySelectorAll('.line').length")
     before = driver.execute_script(f"return {nodes}")
     driver.execute_script("document.querySelectorAll('.node')[1].focus()")
+    focused = "return document.activeElement.getAttribute('aria-label')"
+    label = driver.execute_script(focused)
     press(driver, "e")
     assert waited(driver, f"{nodes} > {before}")
+    assert label.startswith("latent ")
+    assert driver.execute_script(focused) == label  # the keyboard goes on from where it was
 
 
 def test_graph_lines_are_filtered_by_measure_and_threshold(driver, site):

@@ -142,6 +142,7 @@ browser.graph = (() => {
     }
 
     function draw() {
+      if (!scroller.isConnected) return; // drawn once it has a width: see the observer below
       const { nodes, edges } = visible();
       if (nodes.length === 0) {
         canvas.classList.add("empty");
@@ -152,6 +153,7 @@ browser.graph = (() => {
         return;
       }
       canvas.classList.remove("empty");
+      const focused = shown.nodes[shown.buttons.indexOf(document.activeElement)];
       const { sites, places } = browser.layout(nodes, edges.map((edge) => ({ ...edge, weight: Math.max(0, strength(edge)) })));
       const room = Math.max(scroller.clientWidth, 320);
       const pitch = Math.max(84, (room - 2 * PAD) / sites.length);
@@ -181,6 +183,9 @@ browser.graph = (() => {
       const middleOf = at[nodes.findIndex((node) => node.isCentre)];
       if (middleOf && !isMoved) scroller.scrollLeft = middleOf.left + (width - scroller.clientWidth) / 2;
       tell("");
+      // A graph that grows keeps the reader's place in it.
+      const again = focused ? nodes.findIndex((node) => node.site === focused.site && node.latent === focused.latent) : -1;
+      if (again >= 0) shown.buttons[again].focus({ preventScroll: true });
     }
 
     function drawControls() {

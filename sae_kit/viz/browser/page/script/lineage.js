@@ -57,17 +57,26 @@ browser.lineage = (() => {
     }
 
     // All the way to the first and the last site: from the second step on, the strongest of each.
+    // One shard at a time, in idle moments, so that a reader who walks on does not wait for them.
     async follow(data, ondraw, isWanted) {
       const centre = this.nodes[0];
-      await Promise.all(["up", "down"].map(async (side) => {
-        let front = this.take(centre, data[side], side, FIRST, 0);
-        ondraw();
-        while (front.length > 0 && isWanted()) {
-          const found = await Promise.all(front.map((node) => latentData(node.site, node.latent)));
-          front = front.flatMap((node, i) => this.take(node, found[i][side], side, 1, browser.graph.settings.threshold));
-          ondraw();
+      const fronts = { up: [], down: [] };
+      for (const side of ["up", "down"]) fronts[side] = this.take(centre, data[side], side, FIRST, 0);
+      ondraw();
+      while (fronts.up.length + fronts.down.length > 0) {
+        for (const side of ["up", "down"]) {
+          const next = [];
+          for (const node of fronts[side]) {
+            await browser.data.idle();
+            if (!isWanted()) return;
+            const found = await latentData(node.site, node.latent);
+            next.push(...this.take(node, found[side], side, 1, browser.graph.settings.threshold));
+          }
+          fronts[side] = next;
         }
-      }));
+        if (!isWanted()) return;
+        ondraw();
+      }
     }
 
     async expand(node) {
