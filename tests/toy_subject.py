@@ -25,7 +25,7 @@ SITES = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.hook_re
 @lru_cache
 def tokenizer() -> Tokenizer:
     """Every word of the prompt families is one token of this one."""
-    return train_bpe(synthetic_text(0, 6000), 1800)
+    return train_bpe(synthetic_text(0, 3000), 1800)
 
 
 @lru_cache
@@ -37,11 +37,16 @@ def model() -> GPT2:
     )
 
 
+@lru_cache
+def documents(seed: int) -> tuple[str, ...]:
+    """Short ones, of one line."""
+    return tuple(text for text in synthetic_text(seed, 400) if not {'"', "\n"} & set(text))
+
+
 def text(folder: Path, *, context_size: int = CONTEXT) -> TextConfig:
     """Some thousand tokens of short documents, half of them held out."""
     for name, seed in (("train", 1), ("heldout", 2)):
-        lines = [f'{{"text": "{line}"}}' for line in synthetic_text(seed, 400) if '"' not in line]
-        lines = [line for line in lines if "\n" not in line]
+        lines = [f'{{"text": "{document}"}}' for document in documents(seed)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return TextConfig(
         paths=(str(folder),), heldout_paths=("heldout.jsonl",), context_size=context_size

@@ -11,9 +11,6 @@ from sae_kit.dist import World
 from sae_kit.evals import base
 from sae_kit.sae.topk import TopKConfig
 
-MODEL = toy_subject.model()
-
-
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -42,7 +39,7 @@ def test_a_context_longer_than_the_models_is_refused(subject):
 
 
 def test_a_pass_with_logits_is_bounded_but_takes_at_least_one_context(subject, monkeypatch):
-    vocab = MODEL.config.n_vocab
+    vocab = subject.model.config.n_vocab
     monkeypatch.setattr(base, "MAX_LOGITS", 64 * vocab * 3 + 5)
     assert subject.contexts_per_pass(64) == 3
     assert subject.contexts_per_pass(10_000) == 1
