@@ -9,6 +9,7 @@ clean run are computed, as in benchmarks/perturbation.py. It runs in the environ
 """
 
 import argparse
+from typing import final
 
 import clock
 import torch
@@ -35,25 +36,40 @@ def random_gpt2(n_ctx: int) -> HookedTransformer:
     return HookedTransformer(config)
 
 
-@torch.no_grad()
-def responses(
-    model: HookedTransformer, tokens: Tensor, deltas: Tensor, site: str, where: slice
-) -> tuple[Tensor, Tensor]:
-    """L2 and KL of some perturbations of one prompt."""
-    kept: list[Tensor] = []
+@final
+class Experiment:
+    """Random perturbations of one random prompt."""
 
-    def perturb(x: Tensor, hook: object) -> Tensor:
-        x[:, where] += deltas
-        return x
+    def __init__(self, options: argparse.Namespace, where: slice) -> None:
+        self.model = random_gpt2(options.context)
+        self.tokens = torch.randint(50257, (1, options.context))
+        self.where, self.site = where, f"blocks.{options.layer}.hook_resid_pre"
+        n_pos = len(range(options.context)[where])
+        self.deltas = torch.randn(options.batch, n_pos, 768)
+        self.clean = self.run(self.tokens, [])  # once a prompt; not in the time
 
-    def keep(x: Tensor, hook: object) -> None:
-        kept.append(x[:, where])
+    @torch.no_grad()
+    def run(self, tokens: Tensor, hooks: list) -> tuple[Tensor, Tensor]:
+        """The last residual stream and the log probabilities at the perturbed positions."""
+        kept: list[Tensor] = []
 
-    clean = model.run_with_hooks(tokens, fwd_hooks=[(READ, keep)])
-    rows = tokens.expand(len(deltas), -1)
-    perturbed = model.run_with_hooks(rows, fwd_hooks=[(site, perturb), (READ, keep)])
-    log_p, log_q = (logits[:, where].log_softmax(-1) for logits in (clean, perturbed))
-    return (kept[1] - kept[0]).norm(dim=-1), (log_p.exp() * (log_p - log_q)).sum(-1)
+        def keep(x: Tensor, hook: object) -> None:
+            kept.append(x[:, self.where])
+
+        logits = self.model.run_with_hooks(tokens, fwd_hooks=[*hooks, (READ, keep)])
+        return kept[0], logits[:, self.where].log_softmax(-1)
+
+    @torch.no_grad()
+    def responses(self) -> tuple[Tensor, Tensor]:
+        """L2 and KL of all perturbations."""
+
+        def perturb(x: Tensor, hook: object) -> Tensor:
+            x[:, self.where] += self.deltas
+            return x
+
+        rows = self.tokens.expand(len(self.deltas), -1)
+        (x, log_p), (y, log_q) = self.clean, self.run(rows, [(self.site, perturb)])
+        return (y - x).norm(dim=-1), (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def main() -> None:
@@ -62,12 +78,8 @@ def main() -> None:
     for name, default in (("layer", 6), ("context", 128), ("batch", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    model = random_gpt2(options.context)
-    tokens = torch.randint(50257, (1, options.context))
-    site = f"blocks.{options.layer}.hook_resid_pre"
     for name, where in (("last position", slice(-1, None)), ("all positions", slice(None))):
-        deltas = torch.randn(options.batch, len(range(options.context)[where]), 768)
-        seconds = clock.fastest(lambda: responses(model, tokens, deltas, site, where), 3)  # noqa: B023
+        seconds = clock.fastest(Experiment(options, where).responses, 3)
         clock.emit(
             {
                 "name": name,
