@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MAX_LOGITS = 1 << 24
 """Logits computed at once, at most (64 MiB in float32), one context aside."""
+SAE_ROWS = 2048
+"""Rows put through an SAE at once; bounds the codes of dense architectures."""
 
 
 @final

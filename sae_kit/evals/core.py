@@ -49,7 +49,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_kit.data.activations import LiveConfig, Passes
-from sae_kit.evals.base import Evaluation, Subject
+from sae_kit.evals.base import SAE_ROWS, Evaluation, Subject
 from sae_kit.log import Progress
 from sae_kit.maths import Predictions, StreamingMoments, bootstrap_interval, cosine_rows
 from sae_kit.models.hooks import Site
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 DENSE = 0.1  # a latent that fires at a greater share of the positions is called dense
-SAE_ROWS = 2048  # rows through an SAE at once; bounds the codes of dense architectures
 AVERAGED = ("l0", "fvu", "ce_recovered", "delta_ce", "kl", "dead_fraction")
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.data.activations import LiveConfig, Passes
-from sae_kit.evals.base import Evaluation, Subject
+from sae_kit.evals.base import SAE_ROWS, Evaluation, Subject
 from sae_kit.evals.latents.best import Best
 from sae_kit.evals.latents.firings import Firings
 from sae_kit.evals.latents.readout import logit_effects, nearest_directions, to_stream
@@ -49,7 +49,6 @@ from sae_kit.sae.base import SAE
 if TYPE_CHECKING:
     import matplotlib.figure
 
-SAE_ROWS = 2048  # rows through an SAE at once; bounds the codes of dense architectures
 MAX_ACTIVE = 64  # latents kept of each token of a prompt, the most active ones
 DENSE = 0.1  # a latent that fires at a greater share of the positions is called dense
 

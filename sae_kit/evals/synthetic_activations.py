@@ -145,15 +145,7 @@ class SyntheticActivations(Evaluation, name="synthetic_activations"):
         bench = Bench.of(subject, prompts, place, sae)
         step = self.step or 1.2 * bench.median_distance() / self.n_steps
         maker = Maker(bench, self.types, self.n_steps, step, read, subject.seed)
-        with Kept.of(self, subject) as kept:
-            settings: dict[str, Any] = {"memory_mb": self.memory_mb}
-            tokens = prompts.hosts
-            toward = respond(
-                subject.model, tokens, place, maker.toward, kept=kept.part("toward"), **settings
-            )
-            plateau = respond(
-                subject.model, tokens, place, maker.plateau, kept=kept.part("plateau"), **settings
-            )
+        toward, plateau = self._curves(subject, prompts.hosts, place, maker)
         threshold = self.plateau_threshold or 0.1 * bench.median_read_norm(read)
         steps = self._steps(toward)
         lengths = {
@@ -163,39 +155,42 @@ class SyntheticActivations(Evaluation, name="synthetic_activations"):
         audit = bench.audit(self.types, subject.seed)
         rows = [
             *self._toward_rows(steps, subject.seed),
-            *(
-                {
-                    "kind": "plateau",
-                    "type": name,
-                    **_summary({"ap": own}, {"ap": lengths[REAL]}, subject.seed),
-                }
-                for name, own in lengths.items()
-            ),
+            *_plateau_rows(lengths, subject.seed),
             *({"kind": "audit", "type": name, **means} for name, means in audit.items()),
         ]
-        return Result(
-            name=self.word,
-            scalars={
-                "n_prompts": len(tokens),
-                "step": step,
-                "plateau_threshold": threshold,
-                "median_norm": bench.pool.median_norm,
-                "n_alive": len(bench.vocabulary.living),
-            },
-            rows=tuple(rows),
-            arrays={
-                **_flat("toward", toward),
-                **{f"plateau/{name}": values["l2"][..., 0] for name, values in plateau.items()},
-                **{
-                    f"steps/{name}/{what}": v
-                    for name, own in steps.items()
-                    for what, v in own.items()
-                },
-                **{f"steps/{name}/ap": values for name, values in lengths.items()},
-                **self._matrices(steps, lengths),
-            },
-            provenance=self.provenance(subject),
-        )
+        arrays = {
+            **_flat("toward", toward),
+            **{f"plateau/{name}": values["l2"][..., 0] for name, values in plateau.items()},
+            **{f"steps/{name}/{what}": v for name, own in steps.items() for what, v in own.items()},
+            **{f"steps/{name}/ap": values for name, values in lengths.items()},
+            **self._matrices(steps, lengths),
+        }
+        scalars = {
+            "n_prompts": len(prompts.hosts),
+            "step": step,
+            "plateau_threshold": threshold,
+            "median_norm": bench.pool.median_norm,
+            "n_alive": len(bench.vocabulary.living),
+        }
+        return Result(self.word, scalars, tuple(rows), arrays, self.provenance(subject))
+
+    def _curves(
+        self, subject: Subject, tokens: Tensor, place: Place, maker: Maker
+    ) -> tuple[Curves, Curves]:
+        """On the way toward targets, and away from activations."""
+        with Kept.of(self, subject) as kept:
+            found = [
+                respond(
+                    subject.model,
+                    tokens,
+                    place,
+                    probes,
+                    memory_mb=self.memory_mb,
+                    kept=kept.part(name),
+                )
+                for name, probes in (("toward", maker.toward), ("plateau", maker.plateau))
+            ]
+        return found[0], found[1]
 
     def _sae(self, subject: Subject) -> tuple[Site, SAE]:
         """The SAE, and where it belongs."""
@@ -256,6 +251,12 @@ class SyntheticActivations(Evaluation, name="synthetic_activations"):
         from sae_kit.viz import synthetic
 
         return synthetic.figures(result)
+
+
+def _plateau_rows(lengths: Mapping[str, Tensor], seed: int) -> Iterator[dict[str, Any]]:
+    for name, own in lengths.items():
+        summary = _summary({"ap": own}, {"ap": lengths[REAL]}, seed)
+        yield {"kind": "plateau", "type": name, **summary}
 
 
 def _summary(own: Steps, real: Steps, seed: int) -> dict[str, float]:

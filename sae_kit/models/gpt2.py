@@ -289,28 +289,11 @@ class GPT2(nn.Module):
         self._check_reached(first if start is not None else None, capture, edit, stop)
         entered = tokens if start is None else start[1]
         assert entered is not None
-        n_rows, n_pos = entered.shape[:2]
-        n_before = prefix.n_pos if prefix is not None else 0
-        is_forked = prefix is not None and prefix.is_forked
-        if prefix is not None and prefix.n_rows != n_rows:
-            raise ValueError(
-                f"prefix: holds {prefix.n_rows} contexts, but {n_rows} are being run; choose or "
-                "repeat them with prefix.rows"
-            )
-        if is_forked and keep_prefix:
-            raise ValueError(
-                "keep_prefix: what runs behind a forked prefix are alternatives for one position, "
-                "which are no prefix together; run the one to keep behind the prefix itself"
-            )
-        if (length := n_before + (1 if is_forked else n_pos)) > self.config.n_ctx:
-            raise ValueError(
-                f"tokens: {length} positions, but the model's context holds {self.n_ctx}"
-            )
+        places = self._places(*entered.shape[:2], prefix, keep_prefix)
         tape = Tape(capture, edit, stop)
         kept: dict[int, KeysValues] = {}
         logits = None
         try:
-            places = slice(n_before, length)
             x = self._embed(entered, tape, places) if start is None else entered
             for i, site in enumerate(self._stream[first:], first):
                 x = tape(site, x)  # [batch pos d_model]
@@ -345,6 +328,26 @@ class GPT2(nn.Module):
                 f"start: the activation is {x.shape[-1]} wide, the model {self.config.d_model}"
             )
         return self._stream.index(site)
+
+    def _places(self, n_rows: int, n_pos: int, prefix: Prefix | None, is_kept: bool) -> slice:
+        """The positions that a run takes in its contexts, if it fits the prefix and the model."""
+        n_before = prefix.n_pos if prefix is not None else 0
+        is_forked = prefix is not None and prefix.is_forked
+        if prefix is not None and prefix.n_rows != n_rows:
+            raise ValueError(
+                f"prefix: holds {prefix.n_rows} contexts, but {n_rows} are being run; choose or "
+                "repeat them with prefix.rows"
+            )
+        if is_forked and is_kept:
+            raise ValueError(
+                "keep_prefix: what runs behind a forked prefix are alternatives for one position, "
+                "which are no prefix together; run the one to keep behind the prefix itself"
+            )
+        if (length := n_before + (1 if is_forked else n_pos)) > self.config.n_ctx:
+            raise ValueError(
+                f"tokens: {length} positions, but the model's context holds {self.n_ctx}"
+            )
+        return slice(n_before, length)
 
     def _check_reached(
         self,

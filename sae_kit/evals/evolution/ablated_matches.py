@@ -51,11 +51,13 @@ class AblatedMatches:
         """Spearman's, of similarity and share lost, of those that are no random pairs; 0 where it
         is not defined.
         """
+        from scipy.stats import spearmanr  # half a second to import
+
         own = ~self.is_random
-        x, y = _ranks(self.similarity[own]), _ranks(self.effects["share_lost"][own])
-        x, y = x - x.mean(), y - y.mean()
-        spread = (x.square().sum() * y.square().sum()).sqrt()
-        return ((x * y).sum() / spread).item() if len(x) > 1 and spread > 0 else 0.0
+        x, y = self.similarity[own], self.effects["share_lost"][own]
+        if min(len(x.unique()), len(y.unique())) < 2:
+            return 0.0
+        return float(spearmanr(x, y).statistic)
 
     def arrays(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """As a result keeps them."""
@@ -171,10 +173,3 @@ def _drawn(
         latent, target = pairs.index[row].tolist()
         drawn[latent].append((target, pairs.measures[measure][row].item()))
     return drawn
-
-
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From 0; equal values share the mean of their ranks."""
-    less = (values[:, None] > values).sum(1)
-    equal = (values[:, None] == values).sum(1)
-    return less + (equal - 1) / 2.0

@@ -26,13 +26,12 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from sae_kit.data.activations import Passes
-from sae_kit.evals.base import Subject
+from sae_kit.evals.base import SAE_ROWS, Subject
 from sae_kit.evals.shared.kept import Kept, Part
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site
 from sae_kit.sae.code import SparseCode, firings
 
-SAE_ROWS = 2048  # rows through an SAE at once; bounds the codes of dense architectures
 PIECE = 32_768  # tokens whose codes are one file a site
 
 

@@ -128,30 +128,34 @@ class Residual(_AtPositions):
         return [cls(site, str(i), pairs) for i, site in enumerate(sites)]
 
 
+class _LayerOut(_AtPositions):
+    """What the layers of a kind write."""
+
+    hook: ClassVar[str]
+    """The site, within a block."""
+    letter: ClassVar[str]
+    """Before a layer's number, in the names of units."""
+
+    @final
+    @classmethod
+    def of(cls, model: GPT2, pairs: Pairs, saes: SAEs) -> list[Units]:
+        """See Units."""
+        layers = range(model.config.n_layer)
+        return [cls(f"blocks.{i}.{cls.hook}", f"{cls.letter}{i}", pairs) for i in layers]
+
+
 @final
-class AttentionOut(_AtPositions):
+class AttentionOut(_LayerOut):
     """What attention layers write."""
 
-    word = "attn_out"
-
-    @classmethod
-    def of(cls, model: GPT2, pairs: Pairs, saes: SAEs) -> list[Units]:
-        """See Units."""
-        layers = range(model.config.n_layer)
-        return [cls(f"blocks.{i}.hook_attn_out", f"a{i}", pairs) for i in layers]
+    word, hook, letter = "attn_out", "hook_attn_out", "a"
 
 
 @final
-class MLPOut(_AtPositions):
+class MLPOut(_LayerOut):
     """What MLPs write."""
 
-    word = "mlp_out"
-
-    @classmethod
-    def of(cls, model: GPT2, pairs: Pairs, saes: SAEs) -> list[Units]:
-        """See Units."""
-        layers = range(model.config.n_layer)
-        return [cls(f"blocks.{i}.hook_mlp_out", f"m{i}", pairs) for i in layers]
+    word, hook, letter = "mlp_out", "hook_mlp_out", "m"
 
 
 # --- at all positions -----------------------------------------------------------------------------
