@@ -289,7 +289,8 @@ class GPT2(nn.Module):
         self._check_reached(first if start is not None else None, capture, edit, stop)
         entered = tokens if start is None else start[1]
         assert entered is not None
-        places = self._places(*entered.shape[:2], prefix, keep_prefix)
+        n_rows, n_pos = entered.shape[:2]
+        places = self._places(n_rows, n_pos, prefix, keep_prefix)
         tape = Tape(capture, edit, stop)
         kept: dict[int, KeysValues] = {}
         logits = None
