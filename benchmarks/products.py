@@ -19,14 +19,15 @@ from sae_kit.config import provenance
 from sae_kit.products import linear
 
 N_RUNS = 7
-# name, rows, d_in, d_out, whether the operands are transposed views as in a weight's gradient
+# name, rows, d_in, d_out, whether rows and weight are transposed views
 CASES = (
-    ("encoder, GPT-2 small, 24,576 latents", 2048, 768, 24576, False),
-    ("encoder, demo model, 2,048 latents", 2048, 256, 2048, False),
-    ("encoder's weight gradient, demo model", 2048, 2048, 256, True),
-    ("MLP in, GPT-2 small", 2048, 768, 3072, False),
-    ("MLP out, GPT-2 small", 2048, 3072, 768, False),
-    ("MLP in, one position", 1, 768, 3072, False),
+    ("encoder, GPT-2 small, 24,576 latents", 2048, 768, 24576, False, False),
+    ("encoder, demo model, 2,048 latents", 2048, 256, 2048, False, False),
+    ("encoder's weight gradient, demo model", 2048, 2048, 256, True, True),
+    ("MLP in, GPT-2 small", 2048, 768, 3072, False, True),
+    ("MLP out, GPT-2 small", 2048, 3072, 768, False, True),
+    ("MLP in, one position", 1, 768, 3072, False, True),
+    ("logits, GPT-2 small, one context", 128, 768, 50257, False, False),
 )
 
 
@@ -46,11 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
-    for name, rows, d_in, d_out, transposed in CASES:
-        shape = ((d_in, rows), (d_in, d_out)) if transposed else ((rows, d_in), (d_out, d_in))
-        x, weight = (torch.randn(size) for size in shape)
-        if transposed:
-            x, weight = x.T, weight.T
+    for name, rows, d_in, d_out, *views in CASES:
+        x, weight = (
+            torch.randn(size[::-1]).T if is_view else torch.randn(size)
+            for size, is_view in zip(((rows, d_in), (d_out, d_in)), views, strict=True)
+        )
         seconds = fastest({"ours": lambda: linear(x, weight), "torch": lambda: F.linear(x, weight)})  # noqa: B023
         ratio = seconds["ours"] / seconds["torch"]
         if as_json:

@@ -20,6 +20,12 @@ def operands(rows, d_in, d_out, *, transposed):
     return draw(*rows, d_in), weight, draw(d_out, seed=2)
 
 
+@pytest.fixture(params=[False, True], ids=["narrow", "AVX-512"], autouse=True)
+def machine(request, monkeypatch):
+    """Both kinds of machine choose between the same two libraries."""
+    monkeypatch.setattr(products, "HAS_AVX512", request.param)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), SHAPES)
@@ -69,6 +75,12 @@ def test_autocast_is_respected():
 
 def test_no_rows_give_no_rows():
     assert linear(torch.zeros(0, 3), torch.zeros(5, 3)).shape == (0, 5)
+
+
+def test_without_wide_registers_a_transposed_weight_goes_to_mkl(monkeypatch):
+    monkeypatch.setattr(products, "HAS_AVX512", False)
+    x, weight, bias = operands((40,), 30, 50, transposed=True)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 def test_without_onednn_it_is_torchs(monkeypatch):
