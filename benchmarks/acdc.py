@@ -3,7 +3,7 @@
     python benchmarks/acdc.py [--pairs 2 --positions 12 --vocab 50257] [--batch 16] [--json]
 
 The shape is GPT-2 small's, the weights are random. At several levels of the whole graph (the heads
-and the MLP of the last, a middle and the first block), the edges into one receiver are tried: by
+and the MLP of the last, a middle and the first block), some edges are tried, from one receiver on: by
 `evals.circuits.circuit_tail`, which computes what an edge can change, some versions side by side;
 and by running the circuit without the edge as a whole, which is what a plain loop does.
 
@@ -59,15 +59,22 @@ def make_bench(options: argparse.Namespace) -> CircuitBench:
 
 
 def measure(bench: CircuitBench, name: str, batch: int) -> dict:
-    """Both ways' seconds an edge into one receiver."""
+    """Both ways' seconds an edge, from one receiver of a level on."""
     graph, full = bench.graph, Circuit.full(bench.graph)
     receiver = graph.receivers.index(name)
-    senders = graph.allowed[receiver].nonzero()[:, 0].flip(0).tolist()[:batch]
-    tail = Tail(bench, full, graph.places[receiver].level)
-    ours = fastest(lambda: tail.costs(tail.without(receiver, senders))) / len(senders)
-    one_by_one = [full.without(receiver, senders[: i + 1]) for i in range(len(senders[:N_FULL]))]
+    level = graph.places[receiver].level
+    cuts = [
+        (r, sender)
+        for r in range(receiver, graph.receivers_of(level).stop)
+        for sender in graph.allowed[r].nonzero()[:, 0].flip(0).tolist()
+    ][:batch]
+    tail = Tail(bench, full, level)
+    ours = fastest(lambda: tail.costs(tail.without(cuts))) / len(cuts)
+    one_by_one = [full.without(cuts[0][0], [cuts[0][1]])]
+    for r, sender in cuts[1:N_FULL]:
+        one_by_one.append(one_by_one[-1].without(r, [sender]))
     theirs = fastest(lambda: [bench.cost(one) for one in one_by_one]) / len(one_by_one)
-    costs = tail.costs(tail.without(receiver, senders))
+    costs = tail.costs(tail.without(cuts))
     apart = max(abs(bench.cost(one) - costs[i]) for i, one in enumerate(one_by_one))
     return {
         "name": name,

@@ -1,16 +1,19 @@
-"""Circuits that differ in the edges into one receiver, at the cost of what comes behind it.
+"""Circuits that differ in the edges into one level, at the cost of what comes behind it.
 
-A circuit's run is kept. To know what comes of cutting edges into a receiver, only the receiver is
-computed anew, and those behind it that hear, along edges still there, something that has changed;
-where nothing but the last position matters (queries of heads that only the output hears, say), at
-the last position alone. Several circuits, each with one edge fewer than the one before, run side by
-side.
+A circuit's run is kept. To know what comes of cutting edges into a level, only the receivers that
+lose them are computed anew, and those behind that hear, along edges still there, something that has
+changed; where nothing but the last position matters (queries of heads that only the output hears,
+say), at the last position alone. Several circuits, each with one edge fewer than the one before,
+run side by side, and so do the nodes of a level, whose sums are one matrix product: where
+everything changes (in front of a whole graph), this costs what a full pass does.
 
 What a receiver hears is summed afresh every time, from what senders write: cutting a thousand edges
 one by one leaves no more rounding behind than cutting them at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import final
 
 import torch
@@ -21,22 +24,34 @@ from sae_kit.evals.circuits.circuit import Circuit
 from sae_kit.evals.circuits.circuit_bench import CircuitBench
 from sae_kit.evals.circuits.circuit_nodes import Need
 
+DIRECT = -1
+"""The sender of a receiver's direct edge."""
+
+Cut = tuple[int, int]
+"""(receiver, sender)."""
+
+
+@final
+@dataclass(frozen=True, eq=False)  # eq: tensors have no single truth value
+class _Written:
+    """What some nodes of one level write, less what they do when ablated."""
+
+    nodes: list[int]
+    """As senders."""
+    differences: Float[Tensor, "nodes versions pairs _ d_model"]
+
 
 @final
 class Ahead:
     """What would change in a run: in several versions of it, each with one cut more."""
 
-    def __init__(self, receiver: int, cut: Sequence[int]) -> None:
-        """Args:
-        receiver: the edges into it are cut.
-        cut: from these senders; none, if it is its direct edge that is cut.
-        """
-        self.receiver, self.cut = receiver, tuple(cut)
-        self.n_versions = max(1, len(cut))
+    def __init__(self, cuts: Sequence[Cut]) -> None:
+        """`cuts`: version i lacks the first i + 1 of them."""
+        self.cuts = tuple(cuts)
         self.values: dict[int, Float[Tensor, "versions pairs _ width"]] = {}
         """By receiver."""
-        self.differences: dict[int, Float[Tensor, "versions pairs _ d_model"]] = {}
-        """By node: what it writes, less what it does when ablated."""
+        self.written: list[_Written] = []
+        """By those whose writing changes, from earlier to later levels."""
 
 
 @final
@@ -46,7 +61,7 @@ class Tail:
     @torch.no_grad()
     def __init__(self, bench: CircuitBench, circuit: Circuit, level: int) -> None:
         """`level`: its number. Edges into other levels stay as they are."""
-        self._bench, self._graph = bench, bench.graph
+        self._bench, self._graph, self._level = bench, bench.graph, level
         self.circuit = circuit
         """As it is now."""
         traced = bench.trace(circuit)
@@ -55,11 +70,7 @@ class Tail:
         self._values = traced.values
         outs = zip(traced.outs, bench.ablated.outs, strict=True)
         self._differences = torch.cat([out - ablated for out, ablated in outs])
-        self._heard = {
-            r: set(circuit.edges[r].nonzero()[:, 0].tolist())
-            for i in range(level, len(self._graph.levels))
-            for r in range(len(self._graph.receivers))[self._graph.receivers_of(i)]
-        }
+        self._edges = circuit.edges.clone()
         # Of this level and behind it: these stay as they are, since what is behind does.
         needs = circuit.needs
         self._needs = [Need(need) for need in needs.tolist()]
@@ -80,25 +91,32 @@ class Tail:
         return self._at(receiver, self._differences[0])[..., 0].numel()
 
     @torch.no_grad()
-    def without(self, receiver: int, senders: Sequence[int]) -> Ahead:
-        """The run without the first of these edges, without the second either, and so on."""
-        ahead = Ahead(receiver, senders)
-        fewer = self._at(receiver, self._differences[list(senders)]).cumsum(0)
-        ahead.values[receiver] = self._read(receiver, self._hears(receiver, ahead) - fewer)
-        return self._follow(ahead)
+    def without(self, cuts: Sequence[Cut]) -> Ahead:
+        """The run without the first of these edges, without the second either, and so on.
 
-    @torch.no_grad()
-    def without_direct(self, receiver: int) -> Ahead:
-        """The run without a direct edge."""
-        ahead, place = Ahead(receiver, ()), self._graph.places[receiver]
-        ablated = self._bench.ablated.values[place.level][place.part][place.node]
-        ahead.values[receiver] = self._at(receiver, ablated)[None]
-        return self._follow(ahead)
+        Args:
+            cuts: into living receivers of the tail's level, those into one receiver in a row;
+                either its direct edge (`DIRECT`), or edges from senders.
+        """
+        ahead, n_before = Ahead(cuts), 0
+        for receiver, own in groupby(cuts, key=lambda cut: cut[0]):
+            senders = [sender for _, sender in own]
+            n_after = len(cuts) - n_before - len(senders)
+            values = self._after(receiver, senders)
+            before = self._kept(receiver).expand(n_before, *values.shape[1:])
+            after = values[-1].expand(n_after, *values.shape[1:])
+            ahead.values[receiver] = torch.cat([before, values, after])
+            n_before += len(senders)
+        self._write(self._level, ahead)
+        for level in range(self._level + 1, len(self._graph.levels)):
+            self._read(level, ahead)
+            self._write(level, ahead)
+        return ahead
 
     @torch.no_grad()
     def costs(self, ahead: Ahead) -> list[float]:
         """What each version costs."""
-        stream = ahead.differences[len(self._graph.senders)][:, :, -1]
+        stream = ahead.written[-1].differences[0, :, :, -1]
         stream = stream + self._bench.ablated.outs[-1][0, :, -1]
         logits = self._graph.unembed(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
         return [self._bench.costs(version).mean().item() for version in logits]
@@ -106,79 +124,122 @@ class Tail:
     def go_on(self, ahead: Ahead, version: int, cost: float) -> None:
         """Make a version, which costs this, the run itself."""
         for receiver, value in ahead.values.items():
-            place = self._graph.places[receiver]
-            kept = self._values[place.level][place.part][place.node]
-            self._at(receiver, kept).copy_(value[version])
-        for node, difference in ahead.differences.items():
-            n_pos = difference.shape[2]
-            self._differences[node][:, -n_pos:] = difference[version]
-        cut = ahead.cut[: version + 1]
-        self._heard[ahead.receiver].difference_update(cut)
-        if cut:
-            self.circuit = self.circuit.without(ahead.receiver, cut)
-        else:
-            self.circuit = self.circuit.without_direct(ahead.receiver)
+            self._kept(receiver).copy_(value[version])
+        for written in ahead.written:
+            n_pos = written.differences.shape[3]
+            self._differences[written.nodes, :, -n_pos:] = written.differences[:, version]
+        for receiver, sender in ahead.cuts[: version + 1]:
+            if sender == DIRECT:
+                self.circuit = self.circuit.without_direct(receiver)
+            else:
+                self.circuit = self.circuit.without(receiver, [sender])
+        self._edges = self.circuit.edges
         self.cost = cost
 
     # --- what follows from a change ---------------------------------------------------------------
 
-    def _follow(self, ahead: Ahead) -> Ahead:
-        """Everything behind the receiver, whose new value is known."""
-        place = self._graph.places[ahead.receiver]
-        self._write(place.level, place.node, ahead)
-        for level, node, receivers in self._behind(place.level):
-            changed = [
-                r
-                for r in receivers
-                if not self.is_dead(r) and not self._heard[r].isdisjoint(ahead.differences)
-            ]
-            for r in changed:
-                ahead.values[r] = self._read(r, self._hears(r, ahead))
-            if changed:
-                self._write(level, node, ahead)
-        return ahead
+    def _after(
+        self, receiver: int, senders: Sequence[int]
+    ) -> Float[Tensor, "versions pairs _ width"]:
+        """What a receiver makes of what it hears without one of these edges after the other."""
+        place = self._graph.places[receiver]
+        if senders[0] == DIRECT:
+            ablated = self._bench.ablated.values[place.level][place.part][place.node]
+            return self._at(receiver, ablated)[None]
+        heard = self._edges[receiver].repeat(len(senders), 1)
+        for i, sender in enumerate(senders):
+            heard[i:, sender] = False
+        x = self._at(receiver, self._bench.base[place.level]) + self._sum(
+            heard, self._at(receiver, self._differences)
+        )
+        read = self._graph.levels[place.level].read
+        return read(place.part, [place.node], x.flatten(0, 1)[None])[0].unflatten(0, x.shape[:2])
 
-    def _behind(self, level: int) -> Iterator[tuple[int, int, range]]:
-        """Every node of later levels: its level, its place there, its receivers."""
-        for i in range(level + 1, len(self._graph.levels)):
-            for node in range(len(self._graph.levels[i].names)):
-                yield i, node, self._receivers(i, node)
+    def _read(self, level: int, ahead: Ahead) -> None:
+        """What the receivers of a later level make of what has changed in front of them."""
+        own, changed = self._graph.levels[level], [n for w in ahead.written for n in w.nodes]
+        n_parts, first = len(own.parts), self._graph.receivers_of(level).start
+        affected = self._edges[self._graph.receivers_of(level)][:, changed].any(1).tolist()
+        alive = [
+            first + i for i, is_so in enumerate(affected) if is_so and not self.is_dead(first + i)
+        ]
+        # Parts and positions, since these are what several receivers can have in common.
+        for part in range(n_parts):
+            for need in (Need.LAST, Need.ALL):
+                alike = [
+                    r for r in alive if (r - first) % n_parts == part and self._needs[r] is need
+                ]
+                if alike:
+                    x = self._hear(alike, changed, ahead)
+                    nodes = [(r - first) // n_parts for r in alike]
+                    values = own.read(part, nodes, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+                    ahead.values |= dict(zip(alike, values, strict=True))
+
+    def _hear(
+        self, receivers: list[int], changed: list[int], ahead: Ahead
+    ) -> Float[Tensor, "receivers versions pairs _ d_model"]:
+        """What receivers of one level, which need the same positions, hear."""
+        edges, at = self._edges[receivers], self._needs[receivers[0]].at
+        same = edges.clone()
+        same[:, changed] = False
+        base = self._bench.base[self._graph.places[receivers[0]].level][:, at]
+        x = (base + self._sum(same, self._differences[:, :, at]))[:, None]
+        for written in ahead.written:
+            heard = edges[:, written.nodes]
+            if heard.any():
+                x = x + self._sum(heard, written.differences[:, :, :, at])
+        return x
+
+    def _sum(self, heard: Tensor, terms: Float[Tensor, "senders *rest"]) -> Tensor:
+        """Of the terms that each row hears: `[rows senders] -> [rows *rest]`."""
+        used = heard.any(0).nonzero()[:, 0]
+        if not len(used):
+            return terms.new_zeros(len(heard), *terms.shape[1:])
+        some = slice(int(used[0]), int(used[-1]) + 1)
+        if 2 * len(used) > some.stop - some.start:  # then a copy of them would cost more
+            return torch.tensordot(heard[:, some].to(terms), terms[some], 1)
+        return torch.tensordot(heard[:, used].to(terms), terms[used.to(terms.device)], 1)
+
+    def _write(self, level: int, ahead: Ahead) -> None:
+        """What the nodes of a level write, some of whose parts have changed."""
+        own, first = self._graph.levels[level], self._graph.senders_of(level).start
+        for need in (Need.LAST, Need.ALL):
+            nodes = [
+                node
+                for node in range(len(own.names))
+                if self._output_needs[first + node] is need
+                and not ahead.values.keys().isdisjoint(self._receivers(level, node))
+            ]
+            if not nodes:
+                continue
+            values = [self._part(level, part, nodes, need, ahead) for part in range(len(own.parts))]
+            out = own.write(nodes, values).unflatten(1, (len(ahead.cuts), -1))
+            ablated = self._bench.ablated.outs[level + 1][nodes][:, None, :, need.at]
+            ahead.written.append(_Written([first + node for node in nodes], out - ablated))
+
+    def _part(
+        self, level: int, part: int, nodes: list[int], output: Need, ahead: Ahead
+    ) -> Float[Tensor, "nodes rows _ width"]:
+        """What one part of some nodes has read, in all versions."""
+        # Needed even where its direct edge is cut: then it is the ablated one.
+        at = self._graph.levels[level].needs(part, output).at
+        values = []
+        for node in nodes:
+            if (value := ahead.values.get(self._receivers(level, node)[part])) is None:
+                kept = self._values[level][part][node][:, at]
+                value = kept.expand(len(ahead.cuts), *kept.shape)
+            values.append(value.flatten(0, 1))
+        return torch.stack(values)
 
     def _receivers(self, level: int, node: int) -> range:
         n = len(self._graph.levels[level].parts)
         first = self._graph.receivers_of(level).start + node * n
         return range(first, first + n)
 
-    def _hears(self, receiver: int, ahead: Ahead) -> Tensor:
-        """What a receiver hears: `[versions or 1, pairs, positions needed, d_model]`."""
-        heard = self._heard[receiver]
-        same = sorted(heard - ahead.differences.keys())
-        x = self._at(receiver, self._bench.base[self._graph.places[receiver].level])
-        x = (x + self._at(receiver, self._differences)[same].sum(0))[None]
-        for node in sorted(heard & ahead.differences.keys()):
-            x = x + self._at(receiver, ahead.differences[node])
-        return x
-
-    def _read(self, receiver: int, x: Float[Tensor, "versions pairs pos d_model"]) -> Tensor:
-        """What it makes of it."""
+    def _kept(self, receiver: int) -> Float[Tensor, "pairs _ width"]:
+        """What it makes of what it hears now."""
         place = self._graph.places[receiver]
-        read = self._graph.levels[place.level].read
-        return read(place.part, [place.node], x.flatten(0, 1)[None])[0].unflatten(0, x.shape[:2])
-
-    def _write(self, level: int, node: int, ahead: Ahead) -> None:
-        """What a node writes, some of whose parts have changed."""
-        own, values = self._graph.levels[level], []
-        sender = self._graph.senders_of(level).start + node
-        for part, r in enumerate(self._receivers(level, node)):
-            if (value := ahead.values.get(r)) is None:
-                # Needed even where its direct edge is cut: then it is the ablated one.
-                kept = self._values[level][part][node]
-                kept = kept[:, own.needs(part, self._output_needs[sender]).at]
-                value = kept.expand(ahead.n_versions, *kept.shape)
-            values.append(value.flatten(0, 1)[None])
-        out = own.write([node], values)[0].unflatten(0, (ahead.n_versions, -1))
-        ablated = self._bench.ablated.outs[level + 1][node]
-        ahead.differences[sender] = out - ablated[:, self._output_needs[sender].at]
+        return self._at(receiver, self._values[place.level][place.part][place.node])
 
     def _at(self, receiver: int, x: Float[Tensor, "*rows pos width"]) -> Tensor:
         """The positions that a receiver needs."""

@@ -7,9 +7,9 @@ its code: a head's direct edge comes first, and with it fall all edges into that
 are tried from the latest level to the earliest; edges into receivers on which nothing depends fall
 without a trial, since nothing changes.
 
-Trials run side by side: as if all of some edges would be cut, one after the other, of which those
-up to the first that stays are what the loop would have found one by one. How many, adapts to how
-many in a row were cut.
+Trials run side by side: as if all of some edges into a level would be cut, one after the other, of
+which those up to the first that stays are what the loop would have found one by one. How many,
+adapts to how many in a row were cut.
 
 Limits: greedy, and the order matters. Of two that can do each other's work (OR) one is cut. Effects
 within rounding of the threshold go either way; `Pruned.noise` says how large rounding is.
@@ -26,7 +26,7 @@ from torch import Tensor
 from sae_kit.config import nearest
 from sae_kit.evals.circuits.circuit import Circuit, Graph
 from sae_kit.evals.circuits.circuit_bench import CircuitBench
-from sae_kit.evals.circuits.circuit_tail import Ahead, Tail
+from sae_kit.evals.circuits.circuit_tail import DIRECT, Ahead, Cut, Tail
 from sae_kit.evals.shared.kept import Part
 from sae_kit.log import Progress
 
@@ -34,9 +34,6 @@ MAX_POSITIONS = 1 << 13
 """Positions of the versions of a receiver that are computed at once, at most, one version aside."""
 MAX_LOGITS = 1 << 24
 """Logits computed at once, at most, one version aside."""
-DIRECT = -1
-"""The sender of a direct edge in the record of trials."""
-
 Rule = Callable[[float, float], bool]
 """(effect, threshold) -> whether the edge is cut. The effect is by how much the cost grew."""
 
@@ -170,19 +167,23 @@ class _Visit:
         self._effects: list[float] = []
         self._is_cut: list[bool] = []
         self._n_runs = 0
+        self._n_done = 0
 
     def to(self, level: int) -> dict[str, Tensor]:
         """Visit all receivers of a level. What happened, and what is left of the circuit."""
-        own = self._graph.receivers_of(level)
-        n_parts = len(self._graph.levels[level].parts)
-        nodes = range(len(self._graph.levels[level].names))
-        for node in self._greedy.in_order(nodes):
-            for part in range(n_parts):
-                receiver = own.start + node * n_parts + part
-                if not self._tail.is_dead(receiver):
-                    self._receiver(receiver)
-                n_edges = int(self._graph.allowed[receiver].sum())
-                self._progress.update(n_edges, cost=self._tail.cost)
+        receivers = self._receivers(level)
+        waiting, n = [cut for r in receivers for cut in self._first(r)], 1
+        while waiting:
+            tried = waiting[: min(n, self._most(waiting[:n]))]
+            n_cut = self._try(self._tail.without(tried))
+            stays = tried[n_cut:][:1]
+            waiting = waiting[n_cut + len(stays) :]
+            for receiver, sender in stays:
+                if sender == DIRECT:
+                    waiting = self._others(receiver) + waiting
+            n = max(1, len(tried) // 2) if stays else 2 * len(tried)
+            self._report(receivers, waiting)
+        self._report(receivers, [])  # of the dead ones, too
         left = self._tail.circuit.without_dead()
         return {
             "edges": torch.tensor(self._edges, dtype=torch.int64).view(-1, 2),
@@ -194,24 +195,35 @@ class _Visit:
             "direct": left.direct,
         }
 
-    def _receiver(self, receiver: int) -> None:
-        """Try its direct edge, and if that stays, its other edges."""
-        if self._graph.is_direct[receiver] and self._try(self._tail.without_direct(receiver)):
-            return
-        waiting, n = self._senders(receiver), 1
-        while waiting:
-            n = min(n, self._most(receiver))
-            n_tried, n_cut = len(waiting[:n]), self._try(self._tail.without(receiver, waiting[:n]))
-            waiting = waiting[min(n_cut + 1, n_tried) :]
-            n = 2 * n if n_cut == n_tried else max(1, n // 2)
+    def _receivers(self, level: int) -> list[int]:
+        """Those of a level, as they are visited."""
+        first = self._graph.receivers_of(level).start
+        n_parts = len(self._graph.levels[level].parts)
+        nodes = self._greedy.in_order(range(len(self._graph.levels[level].names)))
+        return [first + node * n_parts + part for node in nodes for part in range(n_parts)]
+
+    def _first(self, receiver: int) -> list[Cut]:
+        """What is tried first: its direct edge, which all others fall with; nothing of the dead."""
+        if self._tail.is_dead(receiver):
+            return []
+        return [(receiver, DIRECT)] if self._graph.is_direct[receiver] else self._others(receiver)
+
+    def _others(self, receiver: int) -> list[Cut]:
+        """Its edges from senders, from the latest level to the earliest."""
+        heard = self._tail.circuit.edges[receiver].tolist()
+        found: list[int] = []
+        for level in reversed(range(len(self._graph.levels))):
+            own = range(len(heard))[self._graph.senders_of(level)]
+            found += [sender for sender in self._greedy.in_order(own) if heard[sender]]
+        return [(receiver, sender) for sender in found + [0] * heard[0]]
 
     def _try(self, ahead: Ahead) -> int:
         """How many edges fall: those up to the first that stays."""
         before, n_cut = self._tail.cost, 0
-        self._n_runs += ahead.n_versions
-        for sender, cost in zip(ahead.cut or (DIRECT,), self._tail.costs(ahead), strict=True):
+        self._n_runs += len(ahead.cuts)
+        for cut, cost in zip(ahead.cuts, self._tail.costs(ahead), strict=True):
             falls = self._greedy.is_cut(cost - before)
-            self._edges.append((ahead.receiver, sender))
+            self._edges.append(cut)
             self._effects.append(cost - before)
             self._is_cut.append(falls)
             if not falls:
@@ -221,21 +233,19 @@ class _Visit:
             self._tail.go_on(ahead, n_cut - 1, before)
         return n_cut
 
-    def _senders(self, receiver: int) -> list[int]:
-        """Whom it hears, from the latest level to the earliest."""
-        heard = self._tail.circuit.edges[receiver].tolist()
-        found: list[int] = []
-        for level in reversed(range(len(self._graph.levels))):
-            own = range(len(heard))[self._graph.senders_of(level)]
-            found += [sender for sender in self._greedy.in_order(own) if heard[sender]]
-        return found + [0] * heard[0]
-
-    def _most(self, receiver: int) -> int:
+    def _most(self, cuts: Sequence[Cut]) -> int:
         """How many versions are run side by side."""
         n_logits = self._tail.n_pairs * self._graph.model.config.n_vocab
-        n_positions = self._tail.n_positions(receiver)
+        n_positions = max(self._tail.n_positions(receiver) for receiver, _ in cuts)
         most = min(MAX_POSITIONS // n_positions, MAX_LOGITS // n_logits, self._greedy.max_versions)
         return max(1, most)
+
+    def _report(self, receivers: Sequence[int], waiting: Sequence[Cut]) -> None:
+        """Edges into receivers that nothing waits for any more."""
+        reached = receivers.index(waiting[0][0]) if waiting else len(receivers)
+        done = receivers[self._n_done : reached]
+        self._progress.update(int(self._graph.allowed[done].sum()), cost=self._tail.cost)
+        self._n_done = reached
 
 
 def _number(value: float) -> Float[Tensor, "1"]:
