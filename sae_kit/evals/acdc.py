@@ -3,14 +3,17 @@
 A task is pairs of prompts, clean and corrupt, that call for different answers (`data/pairs.py`).
 Everything that is not heard along a circuit's edges is ablated (`circuit_bench.py`). Circuits are
 found on some pairs by several methods (`circuit_methods.py`), each at several sizes, and confirmed
-on pairs that share no prompt with these.
+on pairs that share no prompt with these. At `latent_sites` latents of SAEs are nodes
+(`circuit.py`), the same ones in all models: those that `latent_choice.py` finds on the first pairs.
 
 Rows of kind "circuit" (one for each model, method and setting): n_edges, n_nodes, the mean `cost`
-on the pairs it was found on; on held-out ones `kl` from the model's own predictions in nats,
-`recovered` = 1 - kl / (kl without any edge), both with 95 % bootstrap intervals over pairs, and
-`score`, the mean of `gradient_metric` (in scalars: of the model and without any edge).
+on the pairs it was found on (of acdc also n_trials, and n_runs: circuits that were run for them);
+on held-out ones `kl` from the model's own predictions in nats, `recovered` = 1 - kl / (kl without
+any edge), both with 95 % bootstrap intervals over pairs, and `score`, the mean of `gradient_metric`
+(in scalars: of the model and without any edge).
 Rows of kind "edge": those of the drawn circuit, the smallest of the first method's that recovers
 `ENOUGH`, or else the one that recovers most, each with its effect.
+Rows of kind "latent": the chosen latents, each with its attribution.
 Rows of kind "auc" where a known circuit is given: areas under the curves of `circuit_roc.py`.
 
 Arrays: of every circuit `<model>/<method>/<number>/edges` as a mask `[receivers senders]`, and for
@@ -20,13 +23,15 @@ Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic 
 (2304.14997). Departures are listed in docs/circuits.md.
 
 Limits: of one position of the answer, the last; edges are not split by position. A circuit is one
-of several that would do: see `pruning.py`.
+of several that would do: see `pruning.py`. A circuit with latents can be held against another run's
+(`circuit`) only where both have chosen the same.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from torch import Tensor
@@ -40,12 +45,15 @@ from sae_kit.evals.circuits.circuit_judge import Judge
 from sae_kit.evals.circuits.circuit_methods import Found, Method, Search, methods_of
 from sae_kit.evals.circuits.circuit_roc import Truth, area
 from sae_kit.evals.circuits.known_circuits import read_circuit
+from sae_kit.evals.circuits.latent_choice import Attributed, choose, saes_at
 from sae_kit.evals.shared.ablations import ABLATIONS, check_ablation
 from sae_kit.evals.shared.answers import check_metric
 from sae_kit.evals.shared.kept import Kept, Part
 from sae_kit.evals.shared.model_variants import Variant, variants
 from sae_kit.log import Progress
+from sae_kit.models.hooks import Site
 from sae_kit.result import Result
+from sae_kit.sae.base import SAE
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -84,16 +92,20 @@ class ACDC(Evaluation, name="acdc"):
     head_order: Literal["forward", "backward"] = "forward"
     """In which order acdc tries the heads of a block."""
     n_ig_steps: int = 8
-    """Of eap_ig: points on the way from ablated to clean."""
+    """Of eap_ig, and of the choice of latents: points on the way from ablated to clean."""
     n_probe_steps: int = 100
     """Of probing: steps of Adam."""
     circuit: str | None = None
     """A known circuit to hold those found against: see known_circuits.py."""
+    latent_sites: tuple[str, ...] = ()
+    """Where latents of the subject's SAEs are nodes: of `circuit.SAE_SITES`, block by block."""
+    n_latents: int = 16
+    """Of each of these SAEs; see latent_choice.py."""
     models: tuple[str, ...] = ("shuffled",)
     """Other models to do the same with: see model_variants.py."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "n_pairs", "n_heldout", "n_ig_steps", "n_probe_steps")
+        check_counts(self, "n_pairs", "n_heldout", "n_ig_steps", "n_probe_steps", "n_latents")
         check_metric(self.metric)
         check_metric(self.gradient_metric)
         check_ablation(self.ablation)
@@ -102,6 +114,8 @@ class ACDC(Evaluation, name="acdc"):
             raise ValueError(
                 f"thresholds: {list(self.thresholds)}; give different ones, none below 0"
             )
+        if len(set(self.latent_sites)) < len(self.latent_sites):
+            raise ValueError(f"latent_sites: {list(self.latent_sites)}; give each once")
         self._methods(seed=0)
 
     def _methods(self, seed: int) -> list[Method]:
@@ -118,17 +132,22 @@ class ACDC(Evaluation, name="acdc"):
         return methods_of(self.methods, search)
 
     def run(self, subject: Subject) -> Result:
-        """See Evaluation.run; SAEs of the subject are not looked at.
+        """See Evaluation.run; of the subject's SAEs only those at `latent_sites` are looked at.
 
         Raises:
-            ValueError: a task, circuit or model that there is not, or pairs on which `metric` or
-                `gradient_metric` does not change.
+            ValueError: a task, circuit or model that there is not, a latent site without an SAE, or
+                pairs on which `metric` or `gradient_metric` does not change.
         """
         methods = self._methods(subject.seed)
         known = None if self.circuit is None else read_circuit(self.circuit)
-        graph = Graph(subject.model)
-        truth = None if known is None else Truth(graph, known.find(graph))
+        saes = saes_at(self.latent_sites, subject.saes, subject.model)
+        if saes:
+            subject.check_saes()
         pairs = self._pairs(subject)
+        chosen = self._chosen(saes, subject, pairs[0])
+        latents = {one.site: one.nodes for one in chosen}
+        graph = Graph(subject.model, latents)
+        truth = None if known is None else Truth(graph, known.find(graph))
         own = self._benches(graph, pairs, subject.seed)
         for bench in own:
             bench.check()
@@ -137,14 +156,14 @@ class ACDC(Evaluation, name="acdc"):
         with Kept.of(self, subject) as kept:
             report.add(Variant.own(subject), own, methods, kept)
             for variant in variants(subject, self.models):
-                benches = self._benches(Graph(variant.load()), pairs, subject.seed)
+                benches = self._benches(Graph(variant.load(), latents), pairs, subject.seed)
                 report.add(variant, benches, methods, kept)
         drawn = report.drawn()
         size = {"n_edges": graph.n_edges, "n_direct": int(graph.is_direct.sum())}
         return Result(
             name=self.word,
             scalars=size | report.scalars,
-            rows=[*report.circuits, *report.areas, *drawn],
+            rows=[*report.circuits, *report.areas, *drawn, *chain(*(c.rows() for c in chosen))],
             arrays=report.arrays,
             provenance=self.provenance(subject),
         )
@@ -161,6 +180,14 @@ class ACDC(Evaluation, name="acdc"):
             seed=subject.seed,
         )
         return first.to(subject.device), second.to(subject.device)
+
+    def _chosen(self, saes: Mapping[Site, SAE], subject: Subject, pairs: Pairs) -> list[Attributed]:
+        """The latents that are nodes, SAE by SAE."""
+        if not saes:
+            return []
+        how = ABLATIONS[self.ablation](len(pairs), seed=subject.seed)
+        bench = CircuitBench.of(Graph(subject.model), pairs, how, metric=self.gradient_metric)
+        return choose(bench, saes, how, n=self.n_latents, n_steps=self.n_ig_steps)
 
     def _benches(
         self, graph: Graph, both: Sequence[Pairs], seed: int
@@ -249,7 +276,7 @@ class _Report:
             name = f"{variant.label}/{method.word}/{number}"
             self.arrays[f"{name}/edges"] = found.circuit.edges
             if found.trials is not None:
-                row["n_trials"] = len(found.trials.effects)
+                row |= {"n_trials": len(found.trials.effects), "n_runs": found.n_runs}
                 self.arrays[f"{name}/costs"] = found.trials.costs(bench.clean_cost)
                 if found.noise > 0.1 * found.setting:
                     log.warning(

@@ -24,6 +24,8 @@ METHODS = ("acdc", "probing", "eap", "eap_ig", "hisp", "random")
 """Each keeps its colour and marker."""
 GREEDY = "acdc"
 LEAST_SHOWN = -0.6  # of the share recovered
+IN_NATS = ("kl", "logit_difference", "log_prob")
+"""Metrics; the others have no unit."""
 
 
 def figures(result: Result) -> dict[str, Figure]:
@@ -53,10 +55,16 @@ def figures(result: Result) -> dict[str, Figure]:
 
 def _unit(settings: Row, method: str) -> str:
     if method == GREEDY:
-        return f"how much {settings['metric']} changed without the edge"
+        return f"how much {_named(settings['metric'])} changed without the edge"
     return {"probing": "probability of being there", "random": "a draw"}.get(
-        method, f"score, in {settings['gradient_metric']}"
+        method, f"score, in {_named(settings['gradient_metric'])}"
     )
+
+
+def _named(metric: str) -> str:
+    """A metric with its unit."""
+    name = "KL" if metric == "kl" else metric.replace("_", " ")
+    return f"{name} (nats)" if metric in IN_NATS else name
 
 
 def pareto(rows: Sequence[Row], *, title: str) -> Figure:
@@ -118,15 +126,18 @@ def steps(result: Result, rows: Sequence[Row], *, title: str) -> Figure:
     whole = f"Greedy loop: {title}"
     figure, axes = grid(len(models), n_columns=2, panel=(4.6, 3.2), title=whole)
     metric = result.provenance["evaluation"]["metric"]
+    # Costs of a task's metric are its negative.
+    what = f"{'' if metric == 'kl' else '- '}{_named(metric)} of the circuit so far"
     for ax, model in zip(axes, models, strict=True):
         for i, row in enumerate(row for row in rows if row["model"] == model):
             costs = result.arrays[f"{model}/{GREEDY}/{i}/costs"]
             label = f"threshold {row['threshold']:g}: {row['n_edges']} edges"
-            ax.plot(
-                range(1, len(costs) + 1), costs.tolist(), color=PALETTE[i % 7], lw=1.2, label=label
-            )
+            # The first ones wide, so that equal curves are seen behind one another.
+            width = max(1.2, 4.0 - 0.8 * i)
+            trials, colour = range(1, len(costs) + 1), PALETTE[i % 7]
+            ax.plot(trials, costs.tolist(), color=colour, linewidth=width, label=label)
         ax.set_title(model, fontsize=9, color=INK)
-        axis_labels(ax, "trials", f"cost so far ({metric})")
+        axis_labels(ax, "trials", what)
         ax.legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none", labelcolor=INK)
     return figure
 

@@ -8,6 +8,7 @@ from sae_kit.evals.circuits.circuit import Graph
 from sae_kit.evals.circuits.circuit_bench import CircuitBench
 from sae_kit.evals.shared.ablations import ABLATIONS
 from sae_kit.models.gpt2 import GPT2
+from sae_kit.sae.relu import ReLUConfig, ReLUSAE
 
 
 def pairs_of(made: Compiled) -> Pairs:
@@ -24,6 +25,16 @@ def bench_of(made: Compiled, *, ablation: str = "zero", metric: str = "kl") -> C
     pairs = pairs_of(made)
     how = ABLATIONS[ablation](len(pairs), seed=0)
     return CircuitBench.of(Graph(made.model), pairs, how, metric=metric)
+
+
+def feature_sae(made: Compiled) -> ReLUSAE:
+    """Latent i is feature i of the compiler: it reads the first of its channels, writes both."""
+    d = made.model.config.d_model
+    sae = ReLUConfig(d_sae=d // 2).build(d, generator=torch.Generator().manual_seed(0))
+    first, second = torch.eye(d).chunk(2)
+    zeros = {"b_enc": torch.zeros(d // 2), "b_dec": torch.zeros(d)}
+    sae.load_weights({"W_enc": first.T, "W_dec": first - second, **zeros})
+    return sae
 
 
 def random_pairs(n: int, n_pos: int, n_vocab: int, *, seed: int = 0) -> Pairs:

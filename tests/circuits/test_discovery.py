@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
-from circuits.benches import bench_of
+from circuits.benches import bench_of, feature_sae, pairs_of
 from circuits.compiler import Compiled
 from circuits.gates import gate
 from circuits.induction import induction
 from circuits.linear import linear
 from circuits.programs import fraction, reverse
-from sae_kit.evals.circuits.circuit import Circuit, Edge
+from sae_kit.evals.circuits.circuit import Chosen, Circuit, Edge, Graph
 from sae_kit.evals.circuits.circuit_bench import CircuitBench
 from sae_kit.evals.circuits.circuit_roc import Truth, area
 from sae_kit.evals.circuits.pruning import ORDERS, Greedy, Pruned
+from sae_kit.evals.shared.ablations import CorruptedPrompt
 from sae_kit.evals.shared.kept import Part
 from sae_kit.log import Progress
 
@@ -105,6 +106,19 @@ def test_in_a_linear_net_an_effect_is_a_product_of_matrices() -> None:
     expected = out[rows, list(made.answers)] - out[rows, list(made.wrong)]
     effect = bench.costs(bench.logits(cut)) - bench.costs(bench.logits(circuit))
     torch.testing.assert_close(effect, expected)
+
+
+def test_the_latent_that_carries_the_sum_is_found_with_its_edges() -> None:
+    """Latents as nodes: behind the heads of an AND, the circuit goes through one of an SAE's."""
+    made, site = gate("and", (1, 1), (0, 0)), "blocks.0.hook_resid_mid"
+    pairs, how = pairs_of(made), CorruptedPrompt
+    latents = {
+        site: Chosen(feature_sae(made), torch.tensor([3, 4, 5]))
+    }  # the features "bit", "sum" and "out"
+    graph = Graph(made.model, latents)
+    bench = CircuitBench.of(graph, pairs, how(len(pairs), seed=0), metric="kl")
+    inputs = {("embed", f"a0.{i}.v") for i in range(2)} | {(f"a0.{i}", f"{site}/4") for i in (0, 1)}
+    assert edges(prune(bench)) == inputs | {(f"{site}/4", "m0"), ("m0", "logits")}
 
 
 @pytest.mark.parametrize("name", ["reverse", "induction"])

@@ -88,6 +88,26 @@ def test_what_it_found_is_found_again_with_an_area_of_1(
     assert set(ACDC.plot(again)) == {"graph", "pareto", "steps", "roc"}
 
 
+def test_latents_are_nodes_of_the_circuits(subject: Subject, tmp_path: Path) -> None:
+    evaluation = dataclasses.replace(
+        SMALL, latent_sites=("blocks.1.hook_resid_mid",), n_latents=3, n_ig_steps=2
+    )
+    result = evaluation.run(subject)
+    latents = rows(result, "latent")
+    assert [row["site"] for row in latents] == ["blocks.1.hook_resid_mid"] * 3
+    # The last MLP and the logits hear three latents and the rest in the place of everything before,
+    # which the four of them hear.
+    assert result.scalars["n_edges"] == 12 + 5 + 12 * 6 + 4 * 10 + 4 + 5
+    names = {f"{row['site']}/{row['latent']}" for row in latents}
+    senders = {row["sender"] for row in rows(result, "edge") if row["receiver"] == "logits"}
+    assert senders <= names | {"blocks.1.hook_resid_mid/rest", "m1"}
+    assert set(ACDC.plot(result)) == {"graph", "pareto", "steps"}
+    file = tmp_path / "circuit.json"
+    file.write_text(ACDC.files(result)["circuit.json"])
+    again = dataclasses.replace(evaluation, circuit=str(file), methods=("acdc",)).run(subject)
+    assert [row["auc_edges"] for row in rows(again, "auc")] == [1]
+
+
 def test_another_first_method_is_drawn(subject: Subject) -> None:
     result = dataclasses.replace(SMALL, methods=("eap_ig",), n_ig_steps=2).run(subject)
     assert {row["method"] for row in rows(result, "edge")} == {"eap_ig"}
@@ -105,6 +125,8 @@ def test_another_first_method_is_drawn(subject: Subject) -> None:
         ({"metric": "k1"}, "metric: 'k1' is unknown"),
         ({"ablation": "zeros"}, "ablation: 'zeros' is unknown; give zero"),
         ({"methods": ("adcd",)}, "methods: 'adcd' is unknown; give acdc"),
+        ({"n_latents": 0}, "n_latents"),
+        ({"latent_sites": ("blocks.0.hook_resid_pre",) * 2}, "latent_sites: .* give each once"),
         ({"gradient_metric": "kl"}, "gradient_metric: kl has no gradient"),
     ],
 )
@@ -120,6 +142,8 @@ def test_settings_that_make_no_sense_are_refused(change: dict, message: str) -> 
         ({"circuit": "ioi"}, r"node: the graph has no 'a\d"),
         ({"circuit": "nowhere.json"}, r"circuit: nowhere\.json"),
         ({"models": ("nowhere",)}, "'nowhere'"),
+        ({"latent_sites": ("blocks.1.hook_resid_pre",)}, "latent_sites: no SAE reads"),
+        ({"latent_sites": ("blocks.0.hook_z",)}, "latent_sites: .* is no place of the graph"),
     ],
 )
 def test_what_does_not_fit_the_subject_is_refused(

@@ -262,7 +262,12 @@ class _Builder:
         self._stream: tuple[list[int], Tensor] = ([0], self._nothing)
         self._levels: list[Level] = []
         self._n = 1
-        _check_sites(latents, model)
+        check_places(latents, model)
+        for site, chosen in latents.items():
+            if chosen.sae.is_transcoder:
+                raise ValueError(
+                    f"latent_sites: the SAE of {site!r} is a transcoder; give an autoencoder"
+                )
 
     def levels(self) -> list[Level]:
         """Level after level."""
@@ -298,14 +303,17 @@ class _Builder:
         return self._add(level), self._nothing
 
 
-def _check_sites(latents: Mapping[Site, Chosen], model: GPT2) -> None:
+def check_places(sites: Iterable[Site], model: GPT2) -> None:
+    """Refuse a site where latents can be no nodes.
+
+    Raises:
+        ValueError: names the nearest.
+    """
     known = [f"blocks.{i}.{site}" for i in range(model.config.n_layer) for site in SAE_SITES]
-    for site, chosen in latents.items():
+    for site in sites:
         if site not in known:
             close = " or ".join(nearest(site, known) or SAE_SITES)
             raise ValueError(
-                f"latents: {site!r} is no place of the graph; give SAEs of {close}, or others of "
+                f"latent_sites: {site!r} is no place of the graph; give {close}, or others of "
                 f"{', '.join(SAE_SITES)}"
             )
-        if chosen.sae.is_transcoder:
-            raise ValueError(f"latents: the SAE of {site!r} is a transcoder; give an autoencoder")

@@ -31,6 +31,8 @@ from sae_kit.evals.shared.answers import Answers, check_varies
 KL = "kl"
 """The metric of which less is better."""
 EVERY = slice(None)
+MAX_WRITTEN = 1 << 30
+"""Numbers that all nodes write on some pairs, at most: 4 GiB of float32, several times."""
 
 
 @final
@@ -146,7 +148,12 @@ class CircuitBench:
     @staticmethod
     @torch.no_grad()
     def of(graph: Graph, pairs: Pairs, ablation: Ablation, *, metric: str) -> "CircuitBench":
-        """Run both prompts of all pairs, which lie where the model does."""
+        """Run both prompts of all pairs, which lie where the model does.
+
+        Raises:
+            ValueError: what all nodes write on them would not fit into memory.
+        """
+        _check_size(graph, pairs)
         clean, corrupt = (
             trace(graph, embedded(graph, tokens), Whole(graph))
             for tokens in (pairs.clean, pairs.corrupt)
@@ -234,6 +241,16 @@ def embedded(graph: Graph, tokens: Int[Tensor, "rows pos"]) -> Float[Tensor, "ro
     """What enters the first block."""
     site = "blocks.0.hook_resid_pre"
     return graph.model.run(tokens, capture=[site], stop=site).acts[site]
+
+
+def _check_size(graph: Graph, pairs: Pairs) -> None:
+    n_written = len(graph.senders) * pairs.clean.numel() * graph.model.config.d_model
+    if n_written > MAX_WRITTEN:
+        raise ValueError(
+            f"n_pairs: {len(graph.senders):,} nodes on {len(pairs)} pairs of {pairs.n_pos} tokens "
+            f"write {n_written:,} numbers, and there is room for {MAX_WRITTEN:,}; give fewer pairs "
+            "(n_pairs, n_heldout), or fewer latents (n_latents, latent_sites)"
+        )
 
 
 def _ablated(graph: Graph, ablation: Ablation, clean: Trace, corrupt: Trace) -> Trace:

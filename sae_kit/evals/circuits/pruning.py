@@ -181,7 +181,7 @@ class _Visit:
             for receiver, sender in stays:
                 if sender == DIRECT:
                     waiting = self._others(receiver) + waiting
-            n = max(1, len(tried) // 2) if stays else 2 * len(tried)
+            n = n_cut + 1 if stays else 2 * len(tried)
             self._report(receivers, waiting)
         self._report(receivers, [])  # of the dead ones, too
         left = self._tail.circuit.without_dead()

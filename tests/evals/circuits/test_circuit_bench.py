@@ -6,6 +6,7 @@ from circuits.benches import random_bench, random_pairs
 from conftest import random_gpt2
 
 from sae_kit.data.pairs import Pairs
+from sae_kit.evals.circuits import circuit_bench
 from sae_kit.evals.circuits.circuit import Circuit, Graph
 from sae_kit.evals.circuits.circuit_bench import CircuitBench
 from sae_kit.evals.shared.ablations import ABLATIONS
@@ -150,3 +151,9 @@ def test_a_metric_that_is_constant_on_the_pairs_is_refused(model: GPT2) -> None:
     for metric in ("kl", "logit_difference"):
         with pytest.raises(ValueError, match=f"metric: {metric} is .* nothing to recover"):
             check(model, same, metric)
+
+
+def test_more_nodes_than_there_is_room_for_are_refused(model: GPT2, monkeypatch) -> None:
+    monkeypatch.setattr(circuit_bench, "MAX_WRITTEN", 7 * 3 * 5 * 8 - 1)  # one less than they write
+    with pytest.raises(ValueError, match=r"n_pairs: 7 nodes on 3 pairs of 5 tokens write 840"):
+        random_bench(model, n=3)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from circuits.benches import bench_of, random_bench
+from circuits.benches import bench_of, random_bench, random_pairs
 from circuits.linear import linear
 from conftest import random_gpt2
 
 from sae_kit.evals.circuits import edge_scores
-from sae_kit.evals.circuits.circuit import Circuit
+from sae_kit.evals.circuits.circuit import Chosen, Circuit, Graph
 from sae_kit.evals.circuits.circuit_bench import CircuitBench
 from sae_kit.evals.circuits.edge_scores import (
     EAP,
@@ -16,7 +16,11 @@ from sae_kit.evals.circuits.edge_scores import (
     RandomScores,
     best,
 )
+from sae_kit.evals.shared.ablations import CorruptedPrompt
 from sae_kit.models.gpt2 import GPT2Config
+from sae_kit.sae.base import SAEConfig
+from sae_kit.sae.relu import ReLUConfig
+from sae_kit.sae.topk import TopKConfig
 
 SMALL = GPT2Config(n_layer=2, n_head=2, d_model=8, d_mlp=8, n_ctx=6, n_vocab=11)
 
@@ -37,6 +41,25 @@ def test_in_a_linear_net_scores_are_effects(scorer, ablation: str) -> None:
     for receiver, sender in graph.find(made.edges).nonzero().tolist():
         effect = bench.cost(full.without(receiver, [sender])) - clean
         assert scores[receiver, sender].item() == pytest.approx(effect, abs=1e-10)
+
+
+@pytest.mark.parametrize("config", [TopKConfig(d_sae=12, k=4), ReLUConfig(d_sae=12)])
+def test_scores_into_latents_add_up_to_those_into_all_that_is_behind(config: SAEConfig) -> None:
+    """An SAE's latents and the rest are the stream, so that its gradient is that of their sum."""
+    model, site = random_gpt2(SMALL).double(), "blocks.1.hook_resid_pre"
+    sae = config.build(8, generator=torch.Generator().manual_seed(0)).double()
+    pairs, how = random_pairs(3, 5, SMALL.n_vocab), CorruptedPrompt(3, seed=0)
+    graphs = Graph(model), Graph(model, {site: Chosen(sae, torch.arange(12))})
+    plain, split = (
+        EAP().score(CircuitBench.of(graph, pairs, how, metric="logit_difference"))
+        for graph in graphs
+    )
+    before = len(["embed", "a0.0", "a0.1", "m0"])
+    is_behind = torch.tensor([name[1] == "1" or name == "logits" for name in graphs[0].receivers])
+    into_latents = [site in name for name in graphs[1].receivers]
+    expected = plain[is_behind, :before].sum(0)
+    assert expected.abs().min() > 1e-6
+    torch.testing.assert_close(split[into_latents, :before].sum(0), expected)
 
 
 def test_eap_is_the_derivative_of_the_cost_by_the_edge(bench: CircuitBench) -> None:
