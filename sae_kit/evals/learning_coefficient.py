@@ -4,18 +4,11 @@ The local learning coefficient (`sgld.py`) of the model's weights, on held-out t
 an effective number of parameters: as many as matter at the noise that n beta stands for.
 
 The sampler's step decides: too large and chains diverge, too small and they do not leave the start
-while they are watched. So several are tried, each with all chains, and every one gets a verdict:
-
-- usable            chains agree with one another (R-hat up to `max_r_hat`), and the second half of
-                    the draws with the first
-- drifting          they do not. Mostly the loss still rises by more than a quarter (`rise`) from
-                    half to half: the estimate is too low. Give more steps, or a stronger pull:
-                    chains settle in about 2 / (step * gamma) steps
-- no minimum        the loss fell below that of w*, beyond the spread of the chains, so the estimate
-                    says nothing about degeneracy. A model that is not trained to the end, or is
-                    measured on other text than it was trained on, is no minimum of cross-entropy;
-                    loss=behaviour has its minimum at any model
-- diverged          a loss that is not finite, or worse than guessing
+while they are watched. So several are tried, each with all chains, and every one gets a verdict
+(`verdicts.py`). Drifting chains need more steps, or a stronger pull: they settle in about
+2 / (step * gamma) steps. A model that is not trained to the end, or is measured on other text than
+it was trained on, is no minimum of cross-entropy; loss=behaviour has its minimum at any model.
+Chains have diverged also where the loss is worse than guessing.
 
 Rows, one for each model and step size: model, train_step (-1: none), step, verdict, and unless it
 diverged the coefficient with its 95 % interval over chains (Student's t), r_hat and rise; n_steps,
@@ -45,34 +38,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from sae_kit.config import check_counts
 from sae_kit.evals.base import Evaluation, Subject
-from sae_kit.evals.loss_landscape.sgld import (
-    Diverged,
-    Estimate,
-    Sampler,
-    estimate,
-    n_beta_of,
-    sample,
+from sae_kit.evals.loss_landscape.sgld import Diverged, Sampler, estimate, n_beta_of, sample
+from sae_kit.evals.loss_landscape.verdicts import (
+    DIVERGED,
+    NO_MINIMUM,
+    USABLE,
+    Chains,
 )
 from sae_kit.evals.loss_landscape.weight_loss import Kind, WeightLoss
 from sae_kit.evals.shared.draws import generator_of
 from sae_kit.evals.shared.model_variants import Variant, variants
 from sae_kit.log import Progress
-from sae_kit.maths import Interval
 from sae_kit.result import Result
 
 if TYPE_CHECKING:
     import matplotlib.figure
-
-MAX_RISE = 0.25
-"""What draws that have settled may rise by from their first half to their second, as a share."""
-
-USABLE, DRIFTING, NO_MINIMUM, DIVERGED = "usable", "drifting", "no minimum", "diverged"
 
 log = logging.getLogger(__name__)
 
@@ -223,59 +207,6 @@ class LearningCoefficient(Evaluation, name="learning_coefficient"):
         from sae_kit.viz import chains
 
         return chains.figures(result)
-
-
-@final
-@dataclass(frozen=True, eq=False)  # eq: tensors have no single truth value to compare by
-class Chains:
-    """What all chains of one step size came to."""
-
-    traces: Float[Tensor, "chains steps"] | None
-    """Losses, burn-in included; None: they diverged."""
-    found: Estimate | None
-    n_steps: int
-    """Taken by each, or by the one that diverged."""
-
-    def row(self, max_r_hat: float) -> dict[str, Any]:
-        """Its columns of the table."""
-        if self.found is None:
-            return {"verdict": DIVERGED, "n_steps": self.n_steps}
-        interval, rise = interval_of(self.found.by_chain), rise_of(self.found)
-        settled = self.found.r_hat <= max_r_hat and rise <= MAX_RISE
-        return {
-            "verdict": verdict(interval, settled=settled),
-            "coefficient": interval.estimate,
-            "coefficient_low": interval.low,
-            "coefficient_high": interval.high,
-            # A sample that does not move has no spread to compare: JSON has no infinity.
-            "r_hat": min(self.found.r_hat, 1e6),
-            "rise": rise,
-            "n_steps": self.n_steps,
-        }
-
-
-def interval_of(by_chain: Float[Tensor, " chains"]) -> Interval:
-    """The mean over independent chains with its 95 % interval by Student's t."""
-    mean, n = by_chain.mean().item(), len(by_chain)
-    arm = float(stats.t.ppf(0.975, n - 1)) * by_chain.std().item() / math.sqrt(n)
-    return Interval(mean, mean - arm, mean + arm)
-
-
-def rise_of(found: Estimate) -> float:
-    """How much larger the second half of the draws makes the coefficient than the first, as a share
-    of the whole; 0 where nothing moves.
-    """
-    above = found.losses.double().mean(0) - found.initial
-    half = len(above) // 2
-    change = (above[-half:].mean() - above[:half].mean()).item()
-    return change / abs(above.mean().item()) if change else 0.0
-
-
-def verdict(coefficient: Interval, *, settled: bool) -> str:
-    """What estimates of one step size are worth: see the module's docstring."""
-    if coefficient.high < 0:
-        return NO_MINIMUM
-    return USABLE if settled else DRIFTING
 
 
 def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

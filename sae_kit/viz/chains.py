@@ -1,6 +1,6 @@
 """What chains of a sampler found about a loss: traces, and the coefficient by step size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -33,7 +33,10 @@ def figures(result: Result) -> dict[str, Figure]:
     about = f"n beta = {result.scalars['n_beta']:.4g}, {settings['n_chains']} chains"
     drawn = {
         "traces": traces(
-            [(row, result.arrays[f"trace/{own}/{row['step']:g}"]) for row in rows_of(rows, own)],
+            {
+                f"step {row['step']:g}": (row, result.arrays[f"trace/{own}/{row['step']:g}"])
+                for row in rows_of(rows, own)
+            },
             n_burn_in=settings["n_burn_in"],
             unit="loss - loss at w* (nats)",
             title=f"Sampling around the weights of {own} ({loss} per token; {about})",
@@ -54,30 +57,30 @@ def rows_of(rows: Sequence[Row], model: str) -> list[Row]:
 
 
 def traces(
-    found: Sequence[tuple[Row, Float[Tensor, "chains steps"]]],
+    found: Mapping[str, tuple[Row, Float[Tensor, "chains steps"]]],
     *,
     n_burn_in: int,
     unit: str,
     title: str,
 ) -> Figure:
-    """A panel for each step size, a line for each chain; burn-in in grey.
+    """A panel for each estimate, a line for each chain; burn-in in grey.
 
     Args:
-        found: a row (step, verdict, r_hat) and the traces of its chains.
+        found: by name, a row (verdict, r_hat) and the traces of its chains.
         n_burn_in: steps before the first draw.
         unit: label of the y axis.
         title: stands above all.
     """
     figure, axes = grid(len(found), n_columns=3, panel=(3.9, 3.0), title=title)
-    for ax, (row, chains) in zip(axes, found, strict=True):
+    for ax, (name, (row, chains)) in zip(axes, found.items(), strict=True):
         if n_burn_in:
             ax.axvspan(0, n_burn_in, color=FAINT, alpha=0.6, linewidth=0, label="burn-in")
         for i, chain in enumerate(chains):
-            colour, name = PALETTE[i % len(PALETTE)], f"chain {i + 1}"
-            ax.plot(range(len(chain)), chain.tolist(), color=colour, linewidth=1.1, label=name)
+            colour, own = PALETTE[i % len(PALETTE)], f"chain {i + 1}"
+            ax.plot(range(len(chain)), chain.tolist(), color=colour, linewidth=1.1, label=own)
         reference(ax, 0.0)
         ax.set_title(
-            f"step {row['step']:g}: {row['verdict']} (R-hat {row['r_hat']:.2f})",
+            f"{name}: {row['verdict']} (R-hat {row['r_hat']:.2f})",
             fontsize=9,
             color=INK,
         )

@@ -5,18 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from sae_kit.evals.learning_coefficient import (
-    DIVERGED,
-    DRIFTING,
-    NO_MINIMUM,
-    USABLE,
-    LearningCoefficient,
-    interval_of,
-    rise_of,
-    verdict,
-)
-from sae_kit.evals.loss_landscape.sgld import Estimate
-from sae_kit.maths import Interval
+from sae_kit.evals.learning_coefficient import LearningCoefficient
+from sae_kit.evals.loss_landscape.verdicts import DIVERGED, NO_MINIMUM
 from sae_kit.models.pretrained import load_model
 from sae_kit.models.snapshots import Moment, save_snapshot
 
@@ -93,29 +83,6 @@ def test_a_run_stands_for_its_snapshots(subject, tmp_path):
     own, first, second = (row["coefficient"] for row in result.rows)
     assert own == pytest.approx(first) == pytest.approx(second)
     assert {"traces", "steps", "training"} == set(type(settings).plot(result))
-
-
-def test_verdicts():
-    assert verdict(Interval(-2.0, -3.0, -1.0), settled=True) == NO_MINIMUM
-    assert verdict(Interval(-2.0, -5.0, 1.0), settled=True) == USABLE
-    assert verdict(Interval(2.0, 1.0, 3.0), settled=False) == DRIFTING
-
-
-def test_draws_that_rise_evenly_from_zero_rise_by_their_mean():
-    def of(losses: torch.Tensor) -> float:
-        return rise_of(Estimate(0.0, losses.mean(1), losses, 1.0, 1.0))
-
-    ramp = 1.0 + torch.linspace(0, 2, 100)[None].expand(3, -1)
-    assert of(ramp) == pytest.approx(1.0, abs=0.02)
-    assert of(torch.full((3, 100), 2.0)) == 0.0
-    assert of(torch.ones(3, 100)) == 0.0
-
-
-def test_the_interval_over_chains_is_students():
-    found = interval_of(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    assert found.estimate == 2.0
-    assert found.high - 2.0 == pytest.approx(4.30265 / 3**0.5, rel=1e-4)  # t(2), table
-    assert 2.0 - found.low == pytest.approx(found.high - 2.0)
 
 
 @pytest.mark.parametrize(

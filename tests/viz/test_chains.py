@@ -24,13 +24,13 @@ def rows(model: str, train_step: int = -1) -> list[dict]:
 
 
 def test_a_trace_has_a_line_for_each_chain_and_its_burn_in_in_grey():
-    found = [(row, torch.randn(3, 12)) for row in rows("m")]
+    found = {f"step {row['step']}": (row, torch.randn(3, 12)) for row in rows("m")}
     first, second = traces(found, n_burn_in=4, unit="u", title="t").axes
-    assert "drifting" in first.get_title()
+    assert first.get_title() == "step 0.1: drifting (R-hat 1.00)"
     assert "usable" in second.get_title()
     chains = [line for line in second.lines if len(line.get_xdata()) == 12]
     assert len(chains) == 3
-    assert list(chains[1].get_ydata()) == pytest.approx(found[1][1][1].tolist())
+    assert list(chains[1].get_ydata()) == pytest.approx(found["step 1.0"][1][1].tolist())
     (burn_in,) = second.patches
     assert burn_in.get_x() + burn_in.get_width() == 4
 
