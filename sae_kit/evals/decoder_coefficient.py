@@ -42,7 +42,7 @@ from sae_kit.data.activations import LiveConfig, Passes
 from sae_kit.evals.base import Evaluation, Subject
 from sae_kit.evals.loss_landscape.curvature import effective_parameters
 from sae_kit.evals.loss_landscape.decoder_loss import DecoderLoss, Kind
-from sae_kit.evals.loss_landscape.sgld import Sampler, local_learning_coefficient, n_beta_of
+from sae_kit.evals.loss_landscape.sgld import Sampler, estimate, n_beta_of, sample
 from sae_kit.evals.loss_landscape.verdicts import Chains
 from sae_kit.evals.shared.draws import generator_of
 from sae_kit.log import Progress
@@ -73,7 +73,7 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
     n_chains: int = 3
     n_burn_in: int = 60
     """Steps of a chain before the first draw."""
-    n_draws: int = 40
+    n_draws: int = 80
     """Of a chain, one a step."""
     max_r_hat: float = 1.2
     """Chains that agree less than this are called drifting."""
@@ -104,12 +104,8 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
             loss = DecoderLoss(sae, acts[site], acts[subject.writes[site]], kind=self.loss)
             spectrum = loss.spectrum()
             sampler = self._sampler(n_beta, spectrum[0].item())
-            found = local_learning_coefficient(
-                loss,
-                loss.start,
-                sampler,
-                seed=generator_of(subject.seed, site, 0).initial_seed(),
-            )
+            traces = self._traces(loss, sampler, generator_of(subject.seed, site, 0))
+            found = estimate(traces, sampler, loss.initial)
             known = loss.known(sampler)
             rows.append(
                 {
@@ -121,15 +117,13 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
                     "known": known.coefficient,
                     "curvature": known.curvature,
                     "fall": known.fall,
-                    **Chains(found.losses, found, self.n_burn_in + self.n_draws).row(
-                        self.max_r_hat
-                    ),
+                    **Chains(traces, found, traces.shape[1]).row(self.max_r_hat),
                     "sigma": loss.sigma,
                     "step": sampler.step,
                 }
             )
             arrays[f"spectrum/{site}"] = spectrum.cpu()
-            arrays[f"trace/{site}"] = (found.losses - found.initial).cpu()
+            arrays[f"trace/{site}"] = (traces - loss.initial).cpu()
             progress.update(1)
         progress.close()
         shares = [2 * row["curvature"] / row["n_parameters"] for row in rows]
@@ -145,6 +139,14 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
             arrays=arrays,
             provenance=self.provenance(subject),
         )
+
+    def _traces(
+        self, loss: DecoderLoss, sampler: Sampler, drawn: torch.Generator
+    ) -> Float[Tensor, "chains steps"]:
+        """The losses of all chains, side by side."""
+        start = loss.start.expand(self.n_chains, -1)
+        noise = torch.Generator(start.device).manual_seed(drawn.initial_seed())
+        return sample(loss, start, sampler, loss.initial, noise)
 
     def _activations(self, subject: Subject) -> Mapping[Site, Float[Tensor, "rows _"]]:
         """Of every site that an SAE reads or writes, at the positions that SAEs are trained on."""
@@ -181,7 +183,7 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
         }
         return {
             "coefficients": decoders.coefficients(
-                result.rows, title=f"Learning coefficient of decoders, known and sampled ({about})"
+                result.rows, title=f"Learning coefficients of decoders ({about})"
             ),
             "cut_off": decoders.by_cut_off(
                 shares,

@@ -9,6 +9,7 @@ SAE where the subject has one. Then
   of the greatest mean contribution, and loses its error.)
 - edges: between neighbouring node layers, how strongly do directions act on one another
   (`interactions.py`), and how few of the strongest edges keep the prediction as it is?
+- graph: do these edges, of all node layers together, fall into clusters (`interaction_graph.py`)?
 
 Source: Bushnaq et al. 2024, "The Local Interaction Basis" (2405.10928), which finds fewer edges in
 small networks, and no gain in language models.
@@ -17,7 +18,13 @@ Rows of kind "directions": site, basis, k, and kl, the mean KL(clean || ablated)
 with its 95 % bootstrap interval over contexts. Rows of kind "edges": site and the next one, basis,
 n_edges of all, n_needed of the strongest that leave KL below `tolerance` (found to 10 %), and the
 share of edges
-stronger than a thousandth of the strongest.
+stronger than a thousandth of the strongest. Rows of kind "graph": basis, n_edges that are needed,
+n_directions that they join, n_clusters of two directions and more and the size of the largest,
+modularity of the clusters (Leiden), the same of the graph with its edges in random places
+(modularity_shuffled), and agreement of clusters from different seeds.
+
+Arrays: importance/<site>/<basis>; edges/<site>/<basis>, strengths `[k_there k_here]`;
+cluster/<basis>, of all directions, layer after layer.
 
 The bases are fitted on some contexts and tested on others. The first token of every context is the
 end-of-text token: it is a part of the network, not of the data (`node_network.of_gpt2`).
@@ -26,12 +33,12 @@ Limits: float64, so that small eigenvalues are more than rounding. Jacobian sums
 Time grows with the squared width, edges with its third power.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_kit.config import check_counts
@@ -44,7 +51,10 @@ from sae_kit.evals.basis.bases import (
     principal_components,
 )
 from sae_kit.evals.basis.basis_bench import Bench, Latents
+from sae_kit.evals.basis.interaction_graph import InteractionGraph
 from sae_kit.evals.basis.interactions import Quadrature, edges, fewest, strongest, through_edges
+from sae_kit.evals.shared.communities import Leiden
+from sae_kit.evals.shared.draws import generator_of
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site, match_sites
 from sae_kit.result import Result
@@ -57,6 +67,8 @@ ROUGH = 0.1
 """How much too large `n_needed` may be, as a share of it."""
 WEAK = 1e-3
 """An edge below this share of the strongest counts as none in `share_strong`."""
+DRAWN = 100
+"""Edges of each pair of layers in the figure of the graph."""
 
 
 @final
@@ -80,6 +92,8 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
     """On which edges are measured."""
     tolerance: float = 0.1
     """Nats that the loss of edges may cost."""
+    resolution: float = 1.0
+    """Of clusters: above 1 for smaller ones, below for larger ones."""
     batch: int = 2
     """Contexts at once."""
 
@@ -97,6 +111,7 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
             raise ValueError(f"kept: {list(self.kept)}; give increasing numbers from 1 on")
         if self.tolerance <= 0:
             raise ValueError(f"tolerance: {self.tolerance} nats; give a positive number")
+        Leiden(resolution=self.resolution)  # refuses what makes no sense
 
     def run(self, subject: Subject) -> Result:
         """See Evaluation.run: rows of directions by site, then of edges."""
@@ -129,15 +144,16 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
             arrays |= strengths
             progress.update(1)
         progress.close()
+        graphs = _graphs(rows, arrays)
+        for name, graph in graphs.items():
+            row, arrays[f"cluster/{name}"] = self._clusters(name, graph, subject.seed)
+            rows.append(row)
         return Result(
             name=self.word,
             scalars={
-                f"n_needed/{name}": sum(
-                    row["n_needed"]
-                    for row in rows
-                    if (row["kind"], row["basis"]) == ("edges", name)
-                )
-                for name in (NEURONS, PCA, LIB)
+                f"n_needed/{row['basis']}": row["n_needed"]
+                for row in rows
+                if row["kind"] == "graph"
             },
             rows=tuple(rows),
             arrays=arrays,
@@ -217,9 +233,32 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
             arrays[f"edges/{site}/{name}"] = found
         return rows, arrays
 
+    def _clusters(
+        self, basis: str, graph: InteractionGraph, seed: int
+    ) -> tuple[dict[str, Any], Int[Tensor, " nodes"]]:
+        """A row of kind "graph", and every direction's cluster."""
+        method = Leiden(resolution=self.resolution)
+        found = graph.clusters(method, seed=seed)
+        shuffled = graph.shuffled(generator_of(seed, f"shuffled {basis}", 0))
+        large = found.sizes[found.sizes > 1]
+        row = {
+            "kind": "graph",
+            "basis": basis,
+            "n_needed": sum(int((edges > 0).sum()) for edges in graph.weights),
+            "n_directions": int(graph.joined().sum()),
+            "n_clusters": len(large),
+            "largest_cluster": int(large.max()) if len(large) else 1,
+            "modularity": found.modularity,
+            "modularity_shuffled": shuffled.clusters(method, seed=seed).modularity,
+            "agreement": found.agreement,
+        }
+        return row, found.community
+
     @staticmethod
     def plot(result: Result) -> "dict[str, matplotlib.figure.Figure]":
-        """See Evaluation.plot: `directions` kept against KL, `edges` needed."""
+        """See Evaluation.plot: `directions` kept against KL, `edges` needed, the `modularity` of
+        their graphs, and the `graph` of LIB, of which the strongest edges are drawn.
+        """
         from sae_kit.viz import interactions
 
         model = result.provenance["subject"]["model"]
@@ -233,7 +272,36 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
                 [row for row in result.rows if row["kind"] == "edges"],
                 title=f"Edges between layers that keep {model} within {tolerance} nats",
             ),
+            "modularity": interactions.modularity(
+                [row for row in result.rows if row["kind"] == "graph"],
+                title=f"Clusters among the edges that {model} needs (Leiden)",
+            ),
+            "graph": interactions.clustered_graph(
+                _graphs(result.rows, result.arrays)[LIB].strongest(DRAWN).weights,
+                result.arrays[f"cluster/{LIB}"],
+                layers=list(dict.fromkeys(_ends(result.rows))),
+                title=f"The {DRAWN} strongest edges of each pair of layers of {model}, in LIB",
+            ),
         }
+
+
+def _graphs(
+    rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Tensor]
+) -> dict[str, InteractionGraph]:
+    """Of the edges that every basis needs."""
+    found = {}
+    for name in (NEURONS, PCA, LIB):
+        own = [row for row in rows if (row["kind"], row["basis"]) == ("edges", name)]
+        strengths = [arrays[f"edges/{row['site']}/{name}"] for row in own]
+        found[name] = InteractionGraph.of(strengths, [row["n_needed"] for row in own])
+    return found
+
+
+def _ends(rows: Sequence[Mapping[str, Any]]) -> Iterator[Site]:
+    """The node layers that edges join."""
+    for row in rows:
+        if row["kind"] == "edges":
+            yield from (row["site"], row["next"])
 
 
 @final

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float, Int
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from sae_kit.viz.layered_graph import layered_graph
 from sae_kit.viz.plots import (
     MARKERS,
     PALETTE,
@@ -81,6 +85,57 @@ def needed_edges(rows: Sequence[Row], *, title: str) -> Figure:
     axis_labels(ax, f"{what}, to the next", "edges needed")
     _legend(figure, [ax])
     return figure
+
+
+def modularity(rows: Sequence[Row], *, title: str) -> Figure:
+    """Bars of the modularity of every basis' graph, beside that of its edges in random places.
+
+    Args:
+        rows: each with basis, n_clusters, modularity and modularity_shuffled.
+        title: stands above.
+    """
+    figure, (ax,) = grid(1, n_columns=1, panel=(6.0, 3.4), title=title)
+    measured = {"modularity": "as it is", "modularity_shuffled": "edges in random places"}
+    for i, (column, label) in enumerate(measured.items()):
+        places = [place + 0.36 * (i - 0.5) for place in range(len(rows))]
+        heights = [row[column] for row in rows]
+        bars = ax.bar(places, heights, width=0.33, color=(PALETTE[0], "#999999")[i], label=label)
+        ax.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
+    names = [f"{row['basis']}\n({row['n_clusters']} clusters)" for row in rows]
+    ax.set_xticks(range(len(rows)), names)
+    ax.margins(y=0.15)
+    axis_labels(ax, "basis", "modularity")
+    _legend(figure, [ax])
+    return figure
+
+
+def clustered_graph(
+    weights: Sequence[Float[Tensor, "_ _"]],
+    cluster: Int[Tensor, " nodes"],
+    *,
+    layers: Sequence[str],
+    title: str,
+) -> Figure:
+    """The graph of a basis, its clusters coloured.
+
+    Args:
+        weights: `[there here]`, of edges between each layer and the next; 0: none.
+        cluster: of every direction, layer after layer; those of one direction are grey.
+        layers: names of the node layers.
+        title: stands above.
+    """
+    sizes = cluster.bincount()
+    groups = torch.where(sizes[cluster] > 1, cluster, -1)
+    per_layer = [weights[0].shape[1], *(edges.shape[0] for edges in weights)]
+    split = [own.tolist() for own in groups.split(per_layer)]
+    return layered_graph(
+        weights,
+        layers=layers,
+        groups=split,
+        names=[[""] * len(own) for own in split],
+        group_names=[f"cluster {i + 1} ({size} directions)" for i, size in enumerate(sizes)],
+        title=title,
+    )
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:

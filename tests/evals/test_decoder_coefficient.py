@@ -37,7 +37,9 @@ def test_rows_and_arrays_are_of_every_sae(result, subject):
     for row in result.rows:
         assert row["n_parameters"] == row["n_latents"] * 32
         assert len(result.arrays[f"spectrum/{row['site']}"]) == row["n_fired"]
-        assert result.arrays[f"trace/{row['site']}"].shape == (2, 20)
+        trace = result.arrays[f"trace/{row['site']}"]
+        assert trace.shape == (2, 40)
+        assert trace[:, 0].abs().max() < 1e-5  # chains begin at the SAE
     assert result.scalars["cut_off"] == 1.0
     assert result.scalars["n_data"] < 512  # the first tokens do not count
 

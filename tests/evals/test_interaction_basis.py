@@ -59,6 +59,26 @@ def test_few_edges_do_and_not_more_than_all(result):
     assert any(0 < row["n_needed"] < row["n_edges"] for row in rows)
 
 
+def test_the_graphs_clusters_are_those_of_the_edges_that_are_needed(result):
+    graphs = of(result, "graph")
+    assert [row["basis"] for row in graphs] == [NEURONS, PCA, LIB]
+    for row in graphs:
+        needed = [edge["n_needed"] for edge in of(result, "edges", basis=row["basis"])]
+        assert row["n_needed"] == sum(needed) == result.scalars[f"n_needed/{row['basis']}"]
+        sizes = result.arrays[f"cluster/{row['basis']}"].bincount()
+        assert row["n_clusters"] == (sizes > 1).sum()
+        assert row["largest_cluster"] == sizes[0]
+        assert row["n_directions"] >= sizes[sizes > 1].sum()
+        assert -0.5 <= row["modularity"] <= 1.0
+
+
+def test_figures_are_drawn_of_a_saved_result(result):
+    figures = InteractionBasis.plot(result)
+    assert set(figures) == {"directions", "edges", "modularity", "graph"}
+    (ax,) = figures["graph"].axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(SMALL.sites)
+
+
 def test_the_interaction_basis_has_the_largest_importance_first(result):
     importance = result.arrays[f"importance/blocks.1.hook_resid_pre/{LIB}"]
     assert (importance.diff() <= 0).all()
@@ -73,6 +93,7 @@ def test_the_interaction_basis_has_the_largest_importance_first(result):
         ({"kept": (4, 2)}, "kept: "),
         ({"tolerance": 0.0}, "tolerance"),
         ({"batch": 0}, "batch"),
+        ({"resolution": 0.0}, "resolution: 0.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, message):

@@ -1,6 +1,8 @@
 """Figures of directions and edges needed."""
 
-from sae_kit.viz.interactions import directions, needed_edges
+import torch
+
+from sae_kit.viz.interactions import clustered_graph, directions, modularity, needed_edges
 
 SITES = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre")
 
@@ -27,3 +29,22 @@ def test_a_bar_is_as_high_as_its_number():
     ]
     (ax,) = needed_edges(rows, title="t").axes
     assert sorted(patch.get_height() for patch in ax.patches) == [0, 1, 2, 10, 11, 12]
+
+
+def test_modularity_stands_beside_that_of_the_same_edges_in_random_places():
+    rows = [
+        {"basis": basis, "n_clusters": i, "modularity": 0.2 + i, "modularity_shuffled": 0.1 * i}
+        for i, basis in enumerate(("neurons", "LIB"))
+    ]
+    (ax,) = modularity(rows, title="t").axes
+    heights = [patch.get_height() for patch in ax.patches]
+    assert heights == [0.2, 1.2, 0.0, 0.1]
+    assert "1 clusters" in ax.get_xticklabels()[1].get_text()
+
+
+def test_directions_alone_in_their_cluster_are_in_no_group():
+    weights = [torch.tensor([[1.0, 0.0], [0.0, 1.0]])]
+    figure = clustered_graph(weights, torch.tensor([0, 1, 0, 2]), layers=["a", "b"], title="t")
+    (ax,) = figure.axes
+    assert [line.get_label() for line in ax.lines][-1] == "cluster 1 (2 directions)"
+    assert len(ax.collections[0].get_segments()) == 2

@@ -59,6 +59,26 @@ class InteractionGraph:
         """Directions of each node layer."""
         return (self.weights[0].shape[1], *(edges.shape[0] for edges in self.weights))
 
+    def shuffled(self, generator: torch.Generator) -> "InteractionGraph":
+        """The same weights between each pair of layers, in random places: what clusters come of
+        numbers and weights of edges alone.
+        """
+
+        def moved(edges: Tensor) -> Tensor:
+            order = torch.randperm(edges.numel(), generator=generator).to(edges.device)
+            return edges.flatten()[order].view(edges.shape)
+
+        return InteractionGraph(tuple(moved(edges) for edges in self.weights))
+
+    def strongest(self, n: int) -> "InteractionGraph":
+        """The `n` edges of most weight between each pair of layers, to look at."""
+
+        def kept(edges: Tensor) -> Tensor:
+            least = edges.flatten().topk(min(n, edges.numel())).values[-1]
+            return torch.where(edges >= least, edges, 0.0)
+
+        return InteractionGraph(tuple(kept(edges) for edges in self.weights))
+
     def clusters(self, method: CommunityMethod, *, seed: int) -> Partition:
         """Communities of directions; nodes are numbered layer after layer."""
         starts = [0, *torch.tensor(self.sizes).cumsum(0).tolist()]

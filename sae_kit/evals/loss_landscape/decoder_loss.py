@@ -129,6 +129,11 @@ class DecoderLoss:
         """The SAE as it is: no change."""
         return self._error.new_zeros(len(self.fired) * self.width)
 
+    @property
+    def initial(self) -> float:
+        """The loss of the SAE as it is: half the width, or 0 of its behaviour."""
+        return self._error.double().square().sum(1).mean().item() / 2
+
     def __call__(self, w: Float[Tensor, "chains d"]) -> Float[Tensor, " chains"]:
         """Of every chain's changes, in nats per row."""
         losses = []

@@ -62,3 +62,21 @@ def test_layers_that_are_no_neighbours_are_refused():
         InteractionGraph.of([torch.zeros(2, 2)], [9])
     with pytest.raises(ValueError, match="n_needed: 2 numbers for 1"):
         InteractionGraph.of([torch.zeros(2, 2)], [1, 1])
+
+
+def test_edges_in_random_places_are_the_same_edges_without_their_clusters():
+    graph = InteractionGraph.of(planted(), [18, 18])
+    shuffled = graph.shuffled(torch.Generator().manual_seed(0))
+    for own, other in zip(graph.weights, shuffled.weights, strict=True):
+        assert torch.equal(own.flatten().sort().values, other.flatten().sort().values)
+        assert not torch.equal(own, other)
+    method = Leiden()
+    chance = shuffled.clusters(method, seed=0).modularity
+    assert chance < 0.7 * graph.clusters(method, seed=0).modularity
+
+
+def test_the_strongest_edges_of_each_pair_of_layers_are_kept():
+    weights = (torch.tensor([[3.0, 2.0], [1.0, 0.0]]), torch.tensor([[0.5, 0.1]]))
+    found = InteractionGraph(weights).strongest(2).weights
+    assert found[0].tolist() == [[3.0, 2.0], [0.0, 0.0]]
+    assert torch.equal(found[1], weights[1])

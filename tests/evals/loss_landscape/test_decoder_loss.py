@@ -44,6 +44,7 @@ def test_it_is_the_squared_error_in_its_own_units_and_half_the_width_at_the_sae(
     sae, x = sae_of(), rows()
     loss = loss_of(sae, x)
     assert loss(loss.start[None]).item() == pytest.approx(D / 2, rel=1e-5)
+    assert loss.initial == pytest.approx(D / 2, rel=1e-5)
     # A change of decoder rows, against the error of an SAE that has it.
     change = torch.randn(len(loss.fired), D, generator=torch.Generator().manual_seed(5))
     found = loss(change.flatten()[None]).item()
