@@ -72,7 +72,7 @@ def test_edges_in_random_places_are_the_same_edges_without_their_clusters():
         assert not torch.equal(own, other)
     method = Leiden()
     chance = shuffled.clusters(method, seed=0).modularity
-    assert chance < 0.7 * graph.clusters(method, seed=0).modularity
+    assert chance < graph.clusters(method, seed=0).modularity - 0.1
 
 
 def test_the_strongest_edges_of_each_pair_of_layers_are_kept():
