@@ -20,8 +20,8 @@ n_edges of all, n_needed of the strongest that leave KL below `tolerance` (found
 share of edges
 stronger than a thousandth of the strongest. Rows of kind "graph": basis, n_edges that are needed,
 n_directions that they join, n_clusters of two directions and more and the size of the largest,
-modularity of the clusters (Leiden), the same of the graph with its edges in random places
-(modularity_shuffled), and agreement of clusters from different seeds.
+modularity of the clusters (Leiden), the same of the graph with its edges rewired at random
+(modularity_rewired), and agreement of clusters from different seeds.
 
 Arrays: importance/<site>/<basis>; edges/<site>/<basis>, strengths `[k_there k_here]`;
 cluster/<basis>, of all directions, layer after layer.
@@ -239,7 +239,7 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
         """A row of kind "graph", and every direction's cluster."""
         method = Leiden(resolution=self.resolution)
         found = graph.clusters(method, seed=seed)
-        shuffled = graph.shuffled(generator_of(seed, f"shuffled {basis}", 0))
+        rewired = graph.rewired(generator_of(seed, f"rewired {basis}", 0))
         large = found.sizes[found.sizes > 1]
         row = {
             "kind": "graph",
@@ -249,7 +249,7 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
             "n_clusters": len(large),
             "largest_cluster": int(large.max()) if len(large) else 1,
             "modularity": found.modularity,
-            "modularity_shuffled": shuffled.clusters(method, seed=seed).modularity,
+            "modularity_rewired": rewired.clusters(method, seed=seed).modularity,
             "agreement": found.agreement,
         }
         return row, found.community

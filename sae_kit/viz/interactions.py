@@ -1,5 +1,6 @@
 """How few directions and edges a network needs, by the basis they are of."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sae_kit.viz.bands import BandPanel, Curve, bands
 from sae_kit.viz.layered_graph import layered_graph
 from sae_kit.viz.plots import (
     MARKERS,
@@ -88,14 +90,14 @@ def needed_edges(rows: Sequence[Row], *, title: str) -> Figure:
 
 
 def modularity(rows: Sequence[Row], *, title: str) -> Figure:
-    """Bars of the modularity of every basis' graph, beside that of its edges in random places.
+    """Bars of the modularity of every basis' graph, beside that of the graph rewired.
 
     Args:
-        rows: each with basis, n_clusters, modularity and modularity_shuffled.
+        rows: each with basis, n_clusters, modularity and modularity_rewired.
         title: stands above.
     """
     figure, (ax,) = grid(1, n_columns=1, panel=(6.0, 3.4), title=title)
-    measured = {"modularity": "as it is", "modularity_shuffled": "edges in random places"}
+    measured = {"modularity": "as it is", "modularity_rewired": "rewired at random"}
     for i, (column, label) in enumerate(measured.items()):
         places = [place + 0.36 * (i - 0.5) for place in range(len(rows))]
         heights = [row[column] for row in rows]
@@ -115,6 +117,8 @@ def clustered_graph(
     *,
     layers: Sequence[str],
     title: str,
+    labels: Int[Tensor, " nodes"] | None = None,
+    cluster_names: Sequence[str] | None = None,
 ) -> Figure:
     """The graph of a basis, its clusters coloured.
 
@@ -123,19 +127,49 @@ def clustered_graph(
         cluster: of every direction, layer after layer; those of one direction are grey.
         layers: names of the node layers.
         title: stands above.
+        labels: beside every direction; None: none.
+        cluster_names: of the clusters of two and more; None: their sizes.
     """
     sizes = cluster.bincount()
+    named = [f"cluster {i + 1} ({size} directions)" for i, size in enumerate(sizes)]
     groups = torch.where(sizes[cluster] > 1, cluster, -1)
     per_layer = [weights[0].shape[1], *(edges.shape[0] for edges in weights)]
-    split = [own.tolist() for own in groups.split(per_layer)]
+    beside = [""] * len(cluster) if labels is None else [str(own) for own in labels.tolist()]
+    starts = [0, *itertools.accumulate(per_layer)]
     return layered_graph(
         weights,
         layers=layers,
-        groups=split,
-        names=[[""] * len(own) for own in split],
-        group_names=[f"cluster {i + 1} ({size} directions)" for i, size in enumerate(sizes)],
+        groups=[own.tolist() for own in groups.split(per_layer)],
+        names=[beside[start:end] for start, end in itertools.pairwise(starts)],
+        group_names=named if cluster_names is None else cluster_names,
         title=title,
     )
+
+
+def kept_accuracy(rows: Sequence[Row], *, n_tested: int, chance: float, title: str) -> Figure:
+    """Accuracy against the number of directions kept, with the standard error of a share.
+
+    Args:
+        rows: each with site, basis, k and accuracy.
+        n_tested: inputs that the accuracies are shares of.
+        chance: accuracy of guessing.
+        title: stands above.
+    """
+    panels = []
+    for site in dict.fromkeys(row["site"] for row in rows):
+        curves = []
+        for i, basis in enumerate(BASES):
+            own = [row for row in rows if (row["site"], row["basis"]) == (site, basis)]
+            if not own:
+                continue
+            y = [row["accuracy"] for row in own]
+            errors = [(value * (1 - value) / n_tested) ** 0.5 for value in y]
+            low = [value - error for value, error in zip(y, errors, strict=True)]
+            high = [value + error for value, error in zip(y, errors, strict=True)]
+            x = [float(row["k"]) for row in own]
+            curves.append(Curve(x, y, low, high, PALETTE[i], basis))
+        panels.append(BandPanel(site, curves, "directions kept", "accuracy", True, baseline=chance))
+    return bands(panels, n_columns=3, title=title)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:

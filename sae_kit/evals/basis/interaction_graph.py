@@ -11,7 +11,7 @@ Source: Bushnaq et al. 2024 (2405.10928), section 4, and 2405.10927, section 5.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,6 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_kit.evals.shared.communities import CommunityMethod, Partition
+
+SWAPS = 10
+"""Attempts of an edge to exchange its end with another's, in a graph that is rewired."""
 
 
 @final
@@ -59,16 +62,11 @@ class InteractionGraph:
         """Directions of each node layer."""
         return (self.weights[0].shape[1], *(edges.shape[0] for edges in self.weights))
 
-    def shuffled(self, generator: torch.Generator) -> "InteractionGraph":
-        """The same weights between each pair of layers, in random places: what clusters come of
-        numbers and weights of edges alone.
+    def rewired(self, generator: torch.Generator) -> "InteractionGraph":
+        """As many edges of every direction to each neighbouring layer, to others at random, with
+        the weights in random order: what clusters come of numbers of edges alone.
         """
-
-        def moved(edges: Tensor) -> Tensor:
-            order = torch.randperm(edges.numel(), generator=generator).to(edges.device)
-            return edges.flatten()[order].view(edges.shape)
-
-        return InteractionGraph(tuple(moved(edges) for edges in self.weights))
+        return InteractionGraph(tuple(_rewired(edges, generator) for edges in self.weights))
 
     def strongest(self, n: int) -> "InteractionGraph":
         """The `n` edges of most weight between each pair of layers, to look at."""
@@ -110,6 +108,24 @@ def _weights(strengths: Tensor, n: int) -> Tensor:
     return torch.where(strengths >= above[-1], (strengths / least).log10(), 0.0)
 
 
+def _rewired(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Maslov and Sneppen's (2002): two edges exchange their ends where neither new one is there."""
+    there, here = (ends.tolist() for ends in weights.nonzero(as_tuple=True))
+    taken = set(zip(there, here, strict=True))
+    pairs = torch.randint(max(len(there), 1), (SWAPS * len(there), 2), generator=generator)
+    for a, b in pairs.tolist():
+        first, second = (there[a], here[b]), (there[b], here[a])
+        if first in taken or second in taken:
+            continue
+        taken -= {(there[a], here[a]), (there[b], here[b])}
+        taken |= {first, second}
+        here[a], here[b] = here[b], here[a]
+    order = torch.randperm(len(there), generator=generator).to(weights.device)
+    found = torch.zeros_like(weights)
+    found[there, here] = weights[weights != 0][order]
+    return found
+
+
 def purity(
     community: Int[Tensor, " nodes"], label: Int[Tensor, " nodes"]
 ) -> Float[Tensor, " communities"]:
@@ -117,3 +133,24 @@ def purity(
     counts = torch.zeros(int(community.max()) + 1, int(label.max()) + 1, dtype=torch.float64)
     counts.index_put_((community, label), torch.ones(len(label), dtype=torch.float64), True)
     return counts.max(1).values / counts.sum(1)
+
+
+def described(
+    partition: Partition, label: Int[Tensor, " nodes"]
+) -> Iterator[dict[str, int | float | str]]:
+    """Rows of kind "cluster", for every cluster of two directions and more: its commonest label,
+    and the share of its directions that bear it.
+    """
+    pure = purity(partition.community, label)
+    for number, size in enumerate(partition.sizes.tolist()):
+        if size > 1:
+            own = label[partition.community == number]
+            yield {
+                "kind": "cluster",
+                "cluster": number,
+                "n_directions": size,
+                "label": int(own.mode().values),
+                "purity": pure[number].item(),
+                "modularity": partition.modularity,
+                "agreement": partition.agreement,
+            }

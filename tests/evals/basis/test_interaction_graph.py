@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sae_kit.evals.basis.interaction_graph import InteractionGraph, purity
-from sae_kit.evals.shared.communities import Components, Leiden
+from sae_kit.evals.basis.interaction_graph import InteractionGraph, described, purity
+from sae_kit.evals.shared.communities import Components, Leiden, Partition
 
 
 def planted(strong: float = 100.0, weak: float = 1e-6) -> list[torch.Tensor]:
@@ -64,15 +64,22 @@ def test_layers_that_are_no_neighbours_are_refused():
         InteractionGraph.of([torch.zeros(2, 2)], [1, 1])
 
 
-def test_edges_in_random_places_are_the_same_edges_without_their_clusters():
+def test_a_rewired_graph_has_the_same_numbers_of_edges_without_the_clusters():
     graph = InteractionGraph.of(planted(), [18, 18])
-    shuffled = graph.shuffled(torch.Generator().manual_seed(0))
-    for own, other in zip(graph.weights, shuffled.weights, strict=True):
+    rewired = graph.rewired(torch.Generator().manual_seed(0))
+    for own, other in zip(graph.weights, rewired.weights, strict=True):
         assert torch.equal(own.flatten().sort().values, other.flatten().sort().values)
-        assert not torch.equal(own, other)
+        for dim in (0, 1):
+            assert torch.equal((own > 0).sum(dim), (other > 0).sum(dim))
+        assert not torch.equal(own > 0, other > 0)
     method = Leiden()
-    chance = shuffled.clusters(method, seed=0).modularity
+    chance = rewired.clusters(method, seed=0).modularity
     assert chance < graph.clusters(method, seed=0).modularity - 0.1
+
+
+def test_a_graph_without_edges_has_none_to_rewire():
+    empty = InteractionGraph((torch.zeros(2, 3),))
+    assert not empty.rewired(torch.Generator().manual_seed(0)).joined().any()
 
 
 def test_the_strongest_edges_of_each_pair_of_layers_are_kept():
@@ -80,3 +87,11 @@ def test_the_strongest_edges_of_each_pair_of_layers_are_kept():
     found = InteractionGraph(weights).strongest(2).weights
     assert found[0].tolist() == [[3.0, 2.0], [0.0, 0.0]]
     assert torch.equal(found[1], weights[1])
+
+
+def test_clusters_of_two_and_more_are_described_by_their_commonest_label():
+    partition = Partition(torch.tensor([0, 0, 0, 1, 1, 2]), 0.3, 0.9)
+    first, second = described(partition, torch.tensor([4, 4, 2, 7, 7, 4]))
+    assert (first["n_directions"], first["label"], first["purity"]) == (3, 4, pytest.approx(2 / 3))
+    assert (second["n_directions"], second["label"], second["purity"]) == (2, 7, 1.0)
+    assert first["modularity"] == 0.3
