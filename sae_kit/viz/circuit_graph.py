@@ -63,7 +63,7 @@ def graph(edges: Sequence[Row], *, unit: str, title: str) -> Figure:
     ax.set_ylim(-0.6, len(levels) - 0.4)
     ax.grid(visible=False)
     ax.spines[["left", "bottom"]].set_visible(False)
-    axis_labels(ax, f"width: {unit}; the widest {largest:.3g}", "")
+    axis_labels(ax, f"width: {unit};\nthe widest {largest:.3g}", "")
     shown = dict.fromkeys(_part(row["receiver"]) for row in edges)
     handles = [
         Line2D([], [], color=COLOURS[part], linewidth=2, label=f"to {KINDS[part]}")

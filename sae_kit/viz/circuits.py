@@ -115,7 +115,8 @@ def _curves(ax: Axes, rows: Sequence[Row], column: str) -> None:
 
 
 def steps(result: Result, rows: Sequence[Row], *, title: str) -> Figure:
-    """The circuit's cost after every trial of the greedy loop, a curve for each threshold.
+    """The circuit's cost after every trial of the greedy loop, a curve for each threshold;
+    equal ones are one.
 
     Args:
         result: has the costs.
@@ -129,13 +130,17 @@ def steps(result: Result, rows: Sequence[Row], *, title: str) -> Figure:
     # Costs of a task's metric are its negative.
     what = f"{'' if metric == 'kl' else '- '}{_named(metric)} of the circuit so far"
     for ax, model in zip(axes, models, strict=True):
-        for i, row in enumerate(row for row in rows if row["model"] == model):
-            costs = result.arrays[f"{model}/{GREEDY}/{i}/costs"]
-            label = f"threshold {row['threshold']:g}: {row['n_edges']} edges"
-            # The first ones wide, so that equal curves are seen behind one another.
-            width = max(1.2, 4.0 - 0.8 * i)
-            trials, colour = range(1, len(costs) + 1), PALETTE[i % 7]
-            ax.plot(trials, costs.tolist(), color=colour, linewidth=width, label=label)
+        own = [row for row in rows if row["model"] == model]
+        curves = [result.arrays[f"{model}/{GREEDY}/{i}/costs"].tolist() for i in range(len(own))]
+        for i, costs in enumerate(curves):
+            alike = [
+                f"{row['threshold']:g}" for row, c in zip(own, curves, strict=True) if c == costs
+            ]
+            if curves.index(costs) < i:  # drawn with the first
+                continue
+            label = f"threshold {', '.join(alike)}: {own[i]['n_edges']} edges"
+            trials = range(1, len(costs) + 1)
+            ax.plot(trials, costs, color=PALETTE[i % 7], linewidth=1.2, label=label)
         ax.set_title(model, fontsize=9, color=INK)
         axis_labels(ax, "trials", what)
         ax.legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none", labelcolor=INK)

@@ -79,3 +79,10 @@ def test_stairs_have_their_area_in_the_legend(result: Result) -> None:
         "eap (0.50)",
     ]
     assert nodes.get_legend().get_texts()[0].get_text() == "acdc (1.00)"
+
+
+def test_equal_steps_are_one_curve(result: Result) -> None:
+    result.arrays["m/acdc/1/costs"].copy_(result.arrays["m/acdc/0/costs"])
+    (ax,) = figures(result)["steps"].axes
+    (text,) = ax.get_legend().get_texts()
+    assert text.get_text() == "threshold 0.1, 0.01: 3 edges"

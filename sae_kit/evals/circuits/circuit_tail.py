@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_kit.evals.circuits.circuit import Circuit
@@ -149,9 +149,9 @@ class Tail:
         heard = self._edges[receiver].repeat(len(senders), 1)
         for i, sender in enumerate(senders):
             heard[i:, sender] = False
-        x = self._at(receiver, self._bench.base[place.level]) + self._sum(
-            heard, self._at(receiver, self._differences)
-        )
+        base = self._at(receiver, self._bench.base[place.level])
+        terms = _heard(heard, self._at(receiver, self._differences))
+        x = torch.addmm(base.reshape(1, -1), *terms).view(-1, *base.shape)
         read = self._graph.levels[place.level].read
         return read(place.part, [place.node], x.flatten(0, 1)[None])[0].unflatten(0, x.shape[:2])
 
@@ -163,17 +163,19 @@ class Tail:
         alive = [
             first + i for i, is_so in enumerate(affected) if is_so and not self.is_dead(first + i)
         ]
-        # Parts and positions, since these are what several receivers can have in common.
-        for part in range(n_parts):
-            for need in (Need.LAST, Need.ALL):
-                alike = [
-                    r for r in alive if (r - first) % n_parts == part and self._needs[r] is need
-                ]
-                if alike:
-                    x = self._hear(alike, changed, ahead)
-                    nodes = [(r - first) // n_parts for r in alike]
-                    values = own.read(part, nodes, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-                    ahead.values |= dict(zip(alike, values, strict=True))
+        for need in (Need.LAST, Need.ALL):
+            alike = [r for r in alive if self._needs[r] is need]
+            if not alike:
+                continue
+            x = self._hear(alike, changed, ahead)
+            for part in range(n_parts):
+                own_part = [i for i, r in enumerate(alike) if (r - first) % n_parts == part]
+                if own_part:
+                    receivers = [alike[i] for i in own_part]
+                    nodes = [(r - first) // n_parts for r in receivers]
+                    values = own.read(part, nodes, x[own_part].flatten(1, 2))
+                    values = values.unflatten(1, x.shape[1:3])
+                    ahead.values |= dict(zip(receivers, values, strict=True))
 
     def _hear(
         self, receivers: list[int], changed: list[int], ahead: Ahead
@@ -183,22 +185,15 @@ class Tail:
         same = edges.clone()
         same[:, changed] = False
         base = self._bench.base[self._graph.places[receivers[0]].level][:, at]
-        x = (base + self._sum(same, self._differences[:, :, at]))[:, None]
+        terms = _heard(same, self._differences[:, :, at])
+        x = torch.addmm(base.reshape(1, -1), *terms)
+        x = x[:, None].repeat(1, len(ahead.cuts), 1)
         for written in ahead.written:
             heard = edges[:, written.nodes]
-            if heard.any():
-                x = x + self._sum(heard, written.differences[:, :, :, at])
-        return x
-
-    def _sum(self, heard: Tensor, terms: Float[Tensor, "senders *rest"]) -> Tensor:
-        """Of the terms that each row hears: `[rows senders] -> [rows *rest]`."""
-        used = heard.any(0).nonzero()[:, 0]
-        if not len(used):
-            return terms.new_zeros(len(heard), *terms.shape[1:])
-        some = slice(int(used[0]), int(used[-1]) + 1)
-        if 2 * len(used) > some.stop - some.start:  # then a copy of them would cost more
-            return torch.tensordot(heard[:, some].to(terms), terms[some], 1)
-        return torch.tensordot(heard[:, used].to(terms), terms[used.to(terms.device)], 1)
+            if heard.any():  # others may have been written at the last position alone
+                # In place: these are the largest tensors there are.
+                x.flatten(1).addmm_(*_heard(heard, written.differences[..., at, :]))
+        return x.view(*x.shape[:2], *base.shape)
 
     def _write(self, level: int, ahead: Ahead) -> None:
         """What the nodes of a level write, some of whose parts have changed."""
@@ -244,3 +239,17 @@ class Tail:
     def _at(self, receiver: int, x: Float[Tensor, "*rows pos width"]) -> Tensor:
         """The positions that a receiver needs."""
         return x[..., self._needs[receiver].at, :]
+
+
+def _heard(
+    heard: Bool[Tensor, "rows senders"], terms: Float[Tensor, "nodes *axes"]
+) -> tuple[Float[Tensor, "rows used"], Float[Tensor, "used rest"]]:
+    """Weights and terms, whose product is what each row hears; of the terms that any row does.
+
+    There may be terms of more nodes than can be heard: that of the logits comes last.
+    """
+    used = heard.any(0).nonzero()[:, 0].tolist()
+    span = slice(used[0], used[-1] + 1) if used else slice(0)
+    # Where most are heard, a copy of them would cost more than the rest.
+    some = span if 2 * len(used) > len(heard[0, span]) else used
+    return heard[:, some].to(terms), terms[some].flatten(1)
