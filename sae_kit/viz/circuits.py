@@ -1,6 +1,7 @@
 """The figures of eval=acdc: the circuit, what it costs to have fewer edges, the loop's way, ROC."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +24,8 @@ from sae_kit.viz.plots import (
 METHODS = ("acdc", "probing", "eap", "eap_ig", "hisp", "random")
 """Each keeps its colour and marker."""
 GREEDY = "acdc"
+DASHES = ("-", (0, (5, 1, 1, 1, 1, 1)), "--", "-.", ":", "-")
+"""Of the methods, where curves lie on one another."""
 LEAST_SHOWN = -0.6  # of the share recovered
 IN_NATS = ("kl", "logit_difference", "log_prob")
 """Metrics; the others have no unit."""
@@ -49,7 +52,8 @@ def figures(result: Result) -> dict[str, Figure]:
     if GREEDY in settings["methods"]:
         found["steps"] = steps(result, [r for r in circuits if r["method"] == GREEDY], title=about)
     if any(row["kind"] == "auc" for row in result.rows):
-        found["roc"] = roc(result, title=f"Against the circuit {settings['circuit']}: {about}")
+        known = "/".join(PurePath(settings["circuit"]).parts[-2:])  # a word, or the end of a path
+        found["roc"] = roc(result, title=f"Against the circuit {known}: {about}")
     return found
 
 
@@ -157,7 +161,7 @@ def roc(result: Result, *, title: str) -> Figure:
     areas = [row for row in result.rows if row["kind"] == "auc"]
     models = list(dict.fromkeys(row["model"] for row in areas))
     figure, axes = grid(2 * len(models), n_columns=2, panel=(4.2, 3.8), title=title)
-    for i, row in enumerate(areas):
+    for row in areas:
         place = 2 * models.index(row["model"])
         for ax, kind in zip(axes[place : place + 2], ("edges", "nodes"), strict=True):
             curve = result.arrays[f"roc/{row['model']}/{row['method']}/{kind}"]
@@ -167,7 +171,7 @@ def roc(result: Result, *, title: str) -> Figure:
                 where="post",
                 color=PALETTE[style],
                 linewidth=1.5,
-                linestyle=("-", "--", "-.", ":")[i % 4],
+                linestyle=DASHES[style],
                 label=f"{row['method']} ({row[f'auc_{kind}']:.2f})",
             )
             ax.set_title(f"{row['model']}: {kind}", fontsize=9, color=INK)
