@@ -13,7 +13,6 @@ from sae_kit.viz.plots import (
     axis_labels,
     grid,
     interval_of,
-    legend,
     reference,
     site_labels,
 )
@@ -38,8 +37,8 @@ def coefficients(rows: Sequence[Row], *, title: str) -> Figure:
         heights = [row[part] for row in rows]
         ax.bar(places, heights, width=0.5, color=PALETTE[i], alpha=0.45, label=label)
     for place, row in zip(places, rows, strict=True):
-        label = "known: sum" if place == 0 else None
-        ax.hlines(row["known"], place - 0.32, place + 0.32, colors=INK, linewidth=2.0, label=label)
+        own = "known: sum" if place == 0 else None
+        ax.hlines(row["known"], place - 0.32, place + 0.32, colors=INK, linewidth=2.0, label=own)
     sampled = [row["coefficient"] for row in rows]
     ends = interval_of(rows, "coefficient")
     assert ends is not None
@@ -89,6 +88,5 @@ def by_cut_off(shares: Mapping[str, Sequence[float]], *, used: float, title: str
         "cut-off gamma / n beta (nats per squared change)",
         "share of decoder weights that count",
     )
-    legend(ax)
-    ax.get_legend().set_title(what, prop={"size": 8})
+    ax.legend(title=what, fontsize=8, title_fontsize=8, frameon=False, labelcolor=INK)
     return figure
