@@ -1,6 +1,6 @@
 """How few directions and edges a network needs that adds modulo a prime, in three bases.
 
-    python benchmarks/modular_addition.py --folder FOLDER                 # prime 23: a minute or two
+    python benchmarks/modular_addition.py --folder FOLDER                 # prime 23: two minutes
     python benchmarks/modular_addition.py --folder FOLDER --paper --seeds 0 1 2 3 4   # prime 113:
     hours
 

@@ -88,7 +88,8 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
             raise ValueError(f"n_draws: {self.n_draws}; give 4 or more, to compare their halves")
         if self.max_r_hat <= 1:
             raise ValueError(f"max_r_hat: {self.max_r_hat}; chains that agree have 1; give more")
-        self._sampler(self.n_beta or 1.0, 1.0)  # refuses what makes no sense
+        n_beta = 1.0 if self.n_beta is None else self.n_beta
+        self._sampler(n_beta, 1.0)  # refuses what makes no sense
 
     def run(self, subject: Subject) -> Result:
         """See Evaluation.run: a row for each site, in the order of the model."""

@@ -97,7 +97,8 @@ class LearningCoefficient(Evaluation, name="learning_coefficient"):
             raise ValueError(f"n_draws: {self.n_draws}; give 4 or more, to compare their halves")
         if self.max_r_hat <= 1:
             raise ValueError(f"max_r_hat: {self.max_r_hat}; chains that agree have 1; give more")
-        self._sampler(self.steps[0], self.n_beta or 1.0)  # refuses what makes no sense
+        n_beta = 1.0 if self.n_beta is None else self.n_beta
+        self._sampler(self.steps[0], n_beta)  # refuses what makes no sense
 
     def run(self, subject: Subject) -> Result:
         """See Evaluation.run: rows by model and step size, the subject's model first."""

@@ -65,7 +65,7 @@ def test_chains_of_different_sites_draw_apart(result):
         ({"step_share": 1.0}, "step_share: 1.0"),
         ({"n_draws": 3}, "n_draws: 3"),
         ({"n_chains": 1}, "n_chains: 1"),
-        ({"n_beta": -1.0}, "n_beta"),
+        ({"n_beta": 0.0}, "n_beta"),
         ({"max_r_hat": 1.0}, "max_r_hat"),
         ({"n_tokens": 0}, "n_tokens"),
     ],

@@ -93,7 +93,7 @@ def test_a_run_stands_for_its_snapshots(subject, tmp_path):
         ({"steps": (0.0,)}, "step: 0.0 is not positive"),
         ({"n_chains": 1}, "n_chains: 1"),
         ({"n_draws": 3}, "n_draws: 3"),
-        ({"n_beta": -1.0}, "n_beta"),
+        ({"n_beta": 0.0}, "n_beta"),
         ({"gamma": -1.0}, "gamma"),
         ({"max_r_hat": 1.0}, "max_r_hat"),
         ({"contexts_per_step": 0}, "contexts_per_step"),
