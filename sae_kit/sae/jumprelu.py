@@ -16,6 +16,12 @@ dictionary_learning have it too. The bandwidth is in units of a code, whose inpu
 sqrt(d_in), as in Anthropic's update of January 2025, which found 2 to work; here 1 does better
 (docs/training.md).
 
+Below the window nothing of this has a gradient, and the auxiliary loss reaches a dead latent only
+in rows where its pre-activation is positive. So the biases of dead latents are lifted until they
+fire, by the penalty  -LIFT * (sum of their b_enc).  This is what that update's pre-activation loss
+(the sum of relu(threshold - z) over rows) does to a bias; done to the encoder's weights as well, as
+there, it turns dead latents towards the mean row, which costs more than it brings (measured, ibid).
+
 Defaults by measurement (docs/training.md).
 
 Limits: thresholds move by at most about the learning rate a step.
@@ -36,6 +42,10 @@ from sae_kit.sae.code import SparseCode
 INITIAL_THRESHOLD = 0.5
 """Where the mean input norm is sqrt(d_in)."""
 
+LIFT = 0.1
+"""How hard the biases of dead latents are pulled up. Adam makes steps of the learning rate of it
+whatever its size: 1.0 does the same (measured)."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +55,7 @@ class JumpReLUConfig(SAEConfig, arch="jumprelu"):
     target_l0: float = 16.0
     """Mean number of active latents that the penalty aims at."""
 
-    l0_coefficient: float = 0.2
+    l0_coefficient: float = 0.5
     """Weight of the penalty: that of missing the target by its own size, in shares of d_out."""
 
     bandwidth: float = 1.0
@@ -104,7 +114,7 @@ class JumpReLUSAE(SAE):
         floor = (threshold.detach() - width / 2).clamp_min(0.0)
         found = active.encode(self._centred(x), self.encoder_rows, self.b_enc, floor)
         own = found.per_latent(self.threshold)
-        code, is_active = _Jump.apply(found.values, own, width)
+        code, is_active = _Jump.apply(found.values, own, found.per_latent(floor), width)
         recon = self._skipped(x, found.decode(code, self.W_dec) + self.b_dec)
         return TrainOutput(recon, found.code(code), {"l0": is_active.sum() / len(x)})
 
@@ -117,15 +127,17 @@ class JumpReLUSAE(SAE):
         at: Moment,
         dead: Bool[Tensor, " d_sae"],
     ) -> Losses:
-        """Squared error, penalty `l0`, and `aux` while there are dead latents. See SAE.losses."""
+        """Squared error, penalty `l0`, and `aux` and `lift` while latents are dead and
+        `aux_coefficient` is not 0. See SAE.losses.
+        """
         missed = (out.kept["l0"] / self.config.target_l0 - 1).square()
-        return Losses(
-            ops.squared_error(out.recon, target),
-            {
-                "l0": self.config.l0_coefficient * self.d_out * missed,
-                **self._aux(x, target, out, dead),
-            },
-        )
+        penalties = {
+            "l0": self.config.l0_coefficient * self.d_out * missed,
+            **self._aux(x, target, out, dead),
+        }
+        if "aux" in penalties:
+            penalties["lift"] = -LIFT * self.b_enc[dead].sum()
+        return Losses(ops.squared_error(out.recon, target), penalties)
 
     def inference(self) -> Inference:
         """See SAE.inference."""
@@ -140,12 +152,18 @@ class JumpReLUSAE(SAE):
 
 
 class _Jump(torch.autograd.Function):
-    """z, t -> z [z > t] and [z > t], with straight-through derivatives in t."""
+    """z, t -> z [z > t] and [z > t], with straight-through derivatives in t.
+
+    In a matrix, what lies below the floor, however far, has been set to it: only what exceeds the
+    floor is known to be in the window.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, floor: Tensor, width: float
+    ) -> tuple[Tensor, Tensor]:
         above = (z > threshold.relu()).to(z.dtype)
-        ctx.save_for_backward(z, threshold, above)
+        ctx.save_for_backward(z, threshold, floor, above)
         ctx.width = width
         return z * above, above
 
@@ -153,12 +171,12 @@ class _Jump(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_code: Tensor, grad_active: Tensor
-    ) -> tuple[Tensor, Tensor | None, None]:
-        z, threshold, above = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor | None, None, None]:
+        z, threshold, floor, above = ctx.saved_tensors
         t = threshold.relu()
         if not ctx.needs_input_grad[1]:
-            return grad_code * above, None, None
-        near = ((z - t).abs() < ctx.width / 2).to(z.dtype) / ctx.width
+            return grad_code * above, None, None, None
+        near = ((z > floor) & (z - t < ctx.width / 2)).to(z.dtype) / ctx.width
         grad = -near * (t * grad_code + grad_active)
         # Where thresholds are one per latent and z a matrix, each latent sums over the rows.
-        return grad_code * above, grad.sum_to_size(threshold.shape), None
+        return grad_code * above, grad.sum_to_size(threshold.shape), None, None

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from sae_kit.sae import Moment, active
-from sae_kit.sae.jumprelu import JumpReLUConfig
+from sae_kit.sae.jumprelu import LIFT, JumpReLUConfig
 
 END = Moment(10, 10)
 
@@ -23,9 +23,9 @@ def build(d_in=5, d_sae=12, dtype=torch.float64, **fields):
     return sae
 
 
-def losses(sae, x, target):
-    out = sae.forward_train(x, END)
-    return sae.losses(x, target, out, at=END, dead=torch.zeros(sae.d_sae, dtype=torch.bool))
+def losses(sae, x, target, dead=None):
+    dead = torch.zeros(sae.d_sae, dtype=torch.bool) if dead is None else dead
+    return sae.losses(x, target, sae.forward_train(x, END), at=END, dead=dead)
 
 
 def test_code_is_the_pre_activation_above_the_threshold():
@@ -36,15 +36,17 @@ def test_code_is_the_pre_activation_above_the_threshold():
 
 
 @pytest.mark.parametrize("dense_from", [0.0, 1.0], ids=["matrix", "list"])
-def test_gradients_equal_the_papers_formulas(monkeypatch, dense_from):
+@pytest.mark.parametrize("width", [0.25, 2.0], ids=["narrow", "reaching below zero"])
+def test_gradients_equal_the_papers_formulas(monkeypatch, dense_from, width):
     monkeypatch.setattr(active, "DENSE_FROM", dense_from)
-    width, sae = 0.25, build(bandwidth=0.25, target_l0=2.0, l0_coefficient=0.5)
+    sae = build(bandwidth=width, target_l0=2.0, l0_coefficient=0.5)
     x, target = draw(40, 5), draw(40, 5, seed=1)
     losses(sae, x, target).total.backward()
 
     pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
     t = sae.threshold.detach()
     above, near = (pre > t).double(), ((pre - t).abs() < width / 2).double() / width
+    near *= pre > 0  # as if the rectangle ended at 0
     recon = (pre * above) @ sae.W_dec + sae.b_dec
     to_code = 2 * (recon - target) @ sae.W_dec.T / 40
     l0 = above.sum() / 40
@@ -61,6 +63,26 @@ def test_the_penalty_by_hand():
     l0 = (sae.encode(x) != 0).double().sum() / 40
     expected = 0.1 * 5 * (l0 / 3.0 - 1) ** 2
     assert_close(losses(sae, x, x).terms["l0"], expected)
+
+
+def test_dead_latents_are_lifted_by_their_biases_alone():
+    sae, x, dead = build(), draw(40, 5), torch.arange(12) < 3
+    with torch.no_grad():
+        sae.b_enc[dead] = -100.0  # out of reach of every other gradient
+    losses(sae, x, x, dead).total.backward()
+    assert_close(sae.b_enc.grad[dead], torch.full((3,), -LIFT, dtype=torch.float64))
+    assert not sae.encoder_rows.grad[dead].any()
+    assert not sae.threshold.grad[dead].any()
+    with_dead = sae.b_enc.grad.clone()
+    sae.zero_grad()
+    losses(sae, x, x).total.backward()
+    assert_close(sae.b_enc.grad[~dead], with_dead[~dead])
+    assert not sae.b_enc.grad[dead].any()
+
+
+def test_without_the_auxiliary_loss_nothing_is_lifted():
+    sae, x = build(aux_coefficient=0.0), draw(40, 5)
+    assert losses(sae, x, x, torch.ones(12, dtype=torch.bool)).terms.keys() == {"mse", "l0"}
 
 
 @pytest.mark.slow
