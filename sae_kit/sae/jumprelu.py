@@ -20,7 +20,7 @@ Below the window nothing of this has a gradient, and the auxiliary loss reaches 
 in rows where its pre-activation is positive. So the biases of dead latents are lifted until they
 fire, by the penalty  -LIFT * (sum of their b_enc).  This is what that update's pre-activation loss
 (the sum of relu(threshold - z) over rows) does to a bias; done to the encoder's weights as well, as
-there, it turns dead latents towards the mean row, which costs more than it brings (measured, ibid).
+there, it served planted rows worse (docs/training.md).
 
 Defaults by measurement (docs/training.md).
 

@@ -59,8 +59,8 @@ class TrainerConfig:
     """Adam's peak learning rate."""
     beta1: float = 0.9
     """Adam's decay of the mean gradient."""
-    beta2: float = 0.999
-    """Adam's decay of the mean squared gradient."""
+    beta2: float = 0.99
+    """Adam's decay of the mean squared gradient; 0.999 remembers a thousand steps."""
     n_warmup_steps: int = 20
     """Steps of linear warm-up of the learning rate."""
     decay_fraction: float = 0.3
