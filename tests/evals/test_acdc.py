@@ -10,7 +10,7 @@ import toy_subject
 
 from sae_kit.evals.acdc import ACDC
 from sae_kit.evals.base import Subject
-from sae_kit.evals.circuits.circuit import Graph
+from sae_kit.evals.circuits.circuit import Chosen, Graph
 from sae_kit.evals.circuits.known_circuits import read_circuit
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.result import Result
@@ -89,23 +89,22 @@ def test_what_it_found_is_found_again_with_an_area_of_1(
 
 
 def test_latents_are_nodes_of_the_circuits(subject: Subject, tmp_path: Path) -> None:
-    evaluation = dataclasses.replace(
-        SMALL, latent_sites=("blocks.1.hook_resid_mid",), n_latents=3, n_ig_steps=2
-    )
-    result = evaluation.run(subject)
+    site = "blocks.1.hook_resid_mid"
+    result = dataclasses.replace(
+        SMALL, latent_sites=(site,), n_latents=3, n_ig_steps=2, methods=("eap",)
+    ).run(subject)
     latents = rows(result, "latent")
-    assert [row["site"] for row in latents] == ["blocks.1.hook_resid_mid"] * 3
+    assert [row["site"] for row in latents] == [site] * 3
     # The last MLP and the logits hear three latents and the rest in the place of everything before,
     # which the four of them hear.
     assert result.scalars["n_edges"] == 12 + 5 + 12 * 6 + 4 * 10 + 4 + 5
-    names = {f"{row['site']}/{row['latent']}" for row in latents}
-    senders = {row["sender"] for row in rows(result, "edge") if row["receiver"] == "logits"}
-    assert senders <= names | {"blocks.1.hook_resid_mid/rest", "m1"}
-    assert set(ACDC.plot(result)) == {"graph", "pareto", "steps"}
     file = tmp_path / "circuit.json"
     file.write_text(ACDC.files(result)["circuit.json"])
-    again = dataclasses.replace(evaluation, circuit=str(file), methods=("acdc",)).run(subject)
-    assert [row["auc_edges"] for row in rows(again, "auc")] == [1]
+    numbers = torch.tensor([row["latent"] for row in latents])
+    graph = Graph(subject.model, {site: Chosen(subject.saes[site], numbers)})
+    found = read_circuit(str(file)).find(graph)
+    assert torch.equal(found, result.arrays[f"toy/eap/{result.scalars['drawn']}/edges"])
+    assert set(ACDC.plot(result)) == {"graph", "pareto"}
 
 
 def test_another_first_method_is_drawn(subject: Subject) -> None:
