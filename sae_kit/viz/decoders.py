@@ -37,7 +37,7 @@ def coefficients(rows: Sequence[Row], *, title: str) -> Figure:
         heights = [row[part] for row in rows]
         ax.bar(places, heights, width=0.5, color=PALETTE[i], alpha=0.45, label=label)
     for place, row in zip(places, rows, strict=True):
-        own = "known: sum" if place == 0 else None
+        own = "known: sum" if place == 0 else ""
         ax.hlines(row["known"], place - 0.32, place + 0.32, colors=INK, linewidth=2.0, label=own)
     sampled = [row["coefficient"] for row in rows]
     ends = interval_of(rows, "coefficient")
