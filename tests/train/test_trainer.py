@@ -103,7 +103,7 @@ def test_steps_are_adam_with_the_gradient_projected_and_the_decoder_normalised(s
     trainer, site = make(sae=sae_config), SITES[0]
     trainer.initialise()
     sae = copy.deepcopy(trainer.saes[site])
-    adam = torch.optim.Adam(sae.parameters(), lr=0.01)
+    adam = torch.optim.Adam(sae.parameters(), lr=0.01, betas=(CONFIG.beta1, CONFIG.beta2))
     source = Planted()
     for step in range(3):
         adam.param_groups[0]["lr"] = 0.01 * (step + 1) / 4
