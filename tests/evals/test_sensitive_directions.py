@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import toy_subject
-from conftest import random_gpt2
+from turning import model_with_plain_norms, turn, turned
 
 from sae_kit.evals.base import Compared
 from sae_kit.evals.directions import directions as directions_module
@@ -245,33 +245,11 @@ def test_other_directions_and_sites_change_nothing(subject, one, result):
         torch.testing.assert_close(curve(found, name), curve(result, name), rtol=1e-4, atol=1e-6)
 
 
-def turned(model: GPT2, q: torch.Tensor) -> GPT2:
-    """The same function with the residual stream turned by q, which leaves the mean's direction."""
-    copy = GPT2(model.config).requires_grad_(False)
-    state = {name: p.clone() for name, p in model.state_dict().items()}
-    for name, p in state.items():
-        if name.startswith("W_") or name.endswith(("W_O", "W_out", "b_O", "b_out")):
-            state[name] = p @ q
-        elif name.endswith(("W_qkv", "W_in")):
-            state[name] = q.T @ p
-    copy.load_state_dict(state)
-    return copy.eval()
-
-
 @pytest.mark.slow
 def test_a_rotated_copy_has_the_same_numbers(one, monkeypatch):
     """Model, SAE and draws turned together. LayerNorm lets a turn about (1, ..., 1) pass if its
     gain and bias are folded away; covariance-shaped draws turn along with a symmetric root."""
-    generator = torch.Generator().manual_seed(0)
-    ones = torch.full((32, 1), 32**-0.5)
-    plane = torch.linalg.qr(torch.cat([ones, torch.randn(32, 31, generator=generator)], 1)).Q[:, 1:]
-    turn = torch.linalg.qr(torch.randn(31, 31, generator=generator)).Q
-    q = ones @ ones.T + plane @ turn @ plane.T
-    model = random_gpt2(one.model.config)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if ".ln" in name or name.startswith("ln"):
-                p.fill_(1.0 if name.endswith(".w") else 0.0)
+    q, model = turn(32), model_with_plain_norms(one.model.config)
     sae, other = (
         TopKConfig(d_sae=96, k=4).build(32, generator=torch.Generator().manual_seed(3))
         for _ in range(2)

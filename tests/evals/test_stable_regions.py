@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from conftest import random_gpt2
+from turning import model_with_plain_norms, turn, turned
 
 from sae_kit.evals import stable_regions
 from sae_kit.evals.regions.sampled_pairs import Sample
@@ -219,3 +220,20 @@ def test_other_models_that_lack_a_site_or_have_short_contexts_are_refused(subjec
     flat = dataclasses.replace(FEW, models=(str(tmp_path / "flat"),))
     with pytest.raises(ValueError, match=r"models \(.*flat\)"):
         flat.run(subject)
+
+
+# --- what does not matter -------------------------------------------------------------------------
+
+
+def test_a_rotated_copy_has_the_same_curves(subject):
+    """Slopes, plateaus and gates are of the function, not of the stream's basis."""
+    model = model_with_plain_norms(subject.model.config)
+
+    def curves(own):
+        language_model = dataclasses.replace(subject.language_model, model=own)
+        return FEW.run(dataclasses.replace(subject, language_model=language_model, saes={})).arrays
+
+    plain, again = curves(model), curves(turned(model, turn(32)))
+    assert plain.keys() == again.keys()
+    for name, values in plain.items():
+        torch.testing.assert_close(again[name], values, rtol=1e-3, atol=1e-4, msg=name)
