@@ -102,8 +102,11 @@ class DecoderLoss:
         error = target - sae(x)
         self.sigma: float = error.double().square().mean().sqrt().item()
         """Root mean square of the error, per channel, in units of the activations."""
-        self.fired: Int[Tensor, " n_fired"] = code.fired().nonzero()[:, 0]
-        """Which latents fire."""
+        squares = torch.zeros(sae.d_sae, dtype=torch.float64, device=x.device)
+        squares.index_add_(0, code.indices.flatten(), code.values.double().square().flatten())
+        fired = code.fired().nonzero()[:, 0]
+        self.fired: Int[Tensor, " n_fired"] = fired[squares[fired].argsort(stable=True)]
+        """Which latents fire, the weakest first: not by their numbers, since draws follow it."""
         n = len(self.fired)
         if not 0 < n <= MAX_LATENTS:
             raise ValueError(
@@ -117,9 +120,7 @@ class DecoderLoss:
         place[self.fired] = torch.arange(n, device=x.device)
         # A place that is not in use may name a latent that never fires; its value is 0.
         self._indices = place[code.indices]
-        squares = torch.zeros(n, dtype=torch.float64, device=x.device)
-        squares.index_add_(0, self._indices.flatten(), code.values.double().square().flatten())
-        scale = (squares / len(x)).sqrt()
+        scale = (squares[self.fired] / len(x)).sqrt()
         self._values = code.values / scale.to(code.values)[self._indices]
         self._error = error / self.sigma if kind == "reconstruction" else torch.zeros_like(error)
         self._gram, self._slope = self._products()
