@@ -38,6 +38,7 @@ from chromium import chromium, missing, open_page
 N_POS, N_VOCAB, N_TOP, N_SAMPLES, WINDOW = 128, 50_257, 10, 16, 25
 PER_LATENT = 16  # rows of a pair of sites for each of its latents
 N_COLD = 5  # browsers started for the first page
+LOOK = 1.0  # seconds that a reader looks at the overview, in which the vocabulary is loaded
 
 # Calls back with the milliseconds from a change of the address until the page is painted.
 VISIT = """
@@ -193,6 +194,7 @@ def time_pages(site: Path, sites: list[str], d_sae: int, n_latents: int) -> dict
     }
     with chromium() as driver:
         open_page(driver, site)
+        time.sleep(LOOK)
 
         def visit(
             addresses: list[str], after: Callable[[], float] = lambda: 0.0

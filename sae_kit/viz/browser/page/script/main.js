@@ -117,6 +117,8 @@ browser.theme = (() => {
     head();
     window.addEventListener("hashchange", show);
     await show();
+    // The first latent that is opened should not wait for the vocabulary.
+    if (browser.manifest.n_contexts > 0) browser.data.idle().then(browser.tokens.load).catch(browser.report);
   }
 
   start();
