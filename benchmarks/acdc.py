@@ -15,10 +15,9 @@ nodes are not. Versions run in vain come on top (n_runs less n_trials in the res
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 
 import torch
+from fastest import fastest
 
 from sae_kit.config import provenance
 from sae_kit.data.pairs import Pairs
@@ -32,18 +31,6 @@ N_RUNS = 3
 N_FULL = 2
 """Edges tried by full passes at each level; they all cost the same."""
 RECEIVERS = ("logits", "m11", "a11.0.v", "m6", "a6.0.q", "a6.0.v", "m0", "a0.0.v")
-
-
-def fastest(*calls: Callable[[], object]) -> list[float]:
-    """Seconds of the fastest of several runs of each; they take turns, so as to share what slows
-    the machine."""
-    seconds = [float("inf")] * len(calls)
-    for _ in range(N_RUNS):
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            seconds[i] = min(seconds[i], time.perf_counter() - start)
-    return seconds
 
 
 def make_bench(options: argparse.Namespace) -> CircuitBench:
@@ -75,7 +62,9 @@ def measure(bench: CircuitBench, name: str, batch: int) -> dict:
     for r, sender in cuts[1:N_FULL]:
         one_by_one.append(one_by_one[-1].without(r, [sender]))
     ours, theirs = fastest(
-        lambda: tail.costs(tail.without(cuts)), lambda: [bench.cost(one) for one in one_by_one]
+        lambda: tail.costs(tail.without(cuts)),
+        lambda: [bench.cost(one) for one in one_by_one],
+        n_runs=N_RUNS,
     )
     ours, theirs = ours / len(cuts), theirs / len(one_by_one)
     costs = tail.costs(tail.without(cuts))

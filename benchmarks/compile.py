@@ -11,10 +11,10 @@ runs each, in one process.
 import argparse
 import json
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from fastest import fastest
 from torch import Tensor
 
 from sae_kit.config import provenance
@@ -22,16 +22,6 @@ from sae_kit.models import gpt2
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 
 N_RUNS = 5
-
-
-def fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls."""
-    seconds = []
-    for _ in range(N_RUNS):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 @torch.no_grad()
@@ -44,15 +34,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     def acts(tokens: Tensor) -> dict[str, Tensor]:
         return model.run(tokens, capture=sites, stop=sites[-1]).acts
 
-    seconds = {"ours": fastest(lambda: acts(tokens))}
+    (ours,) = fastest(lambda: acts(tokens), n_runs=N_RUNS)
     gpt2.linear = F.linear
-    seconds["torch"] = fastest(lambda: acts(tokens))
     compiled = torch.compile(acts)
     start = time.perf_counter()
     compiled(tokens)
-    seconds["compiling"] = time.perf_counter() - start
-    seconds["compiled"] = fastest(lambda: compiled(tokens))
-    return seconds
+    compiling = time.perf_counter() - start
+    plain, after = fastest(lambda: acts(tokens), lambda: compiled(tokens), n_runs=N_RUNS)
+    return {"ours": ours, "torch": plain, "compiling": compiling, "compiled": after}
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ A file of --peers has what benchmarks/peers/transformer_lens_driver.py wrote on 
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from fastest import fastest
 from torch import Tensor
 
 from sae_kit.config import provenance
@@ -39,16 +39,6 @@ N_RUNS = 3
 BATCH = 8
 """Contexts in a full pass; more are no faster on a processor."""
 READ = "blocks.11.hook_resid_post"
-
-
-def fastest(call: Callable[[], object], n_runs: int = N_RUNS) -> float:
-    """Seconds of the fastest of several calls."""
-    seconds = float("inf")
-    for _ in range(n_runs):
-        start = time.perf_counter()
-        call()
-        seconds = min(seconds, time.perf_counter() - start)
-    return seconds
 
 
 def resident_mb(kind: str) -> float:
@@ -110,11 +100,11 @@ class Experiment:
         curves = self.by_engine()["random"]
         grown = resident_mb("VmHWM") - before
         n_points = self.n_points * len(self.tokens)
-        ours = fastest(self.by_engine) / n_points
+        ours = fastest(self.by_engine, n_runs=N_RUNS)[0] / n_points
         batch = slice(0, min(BATCH, self.n_points))
         clean = self.full_pass(self.tokens[:1], {})  # once a prompt; not in the time below
         l2, kl = self.by_full_passes(clean, batch)
-        full = fastest(lambda: self.by_full_passes(clean, batch)) / len(l2)
+        full = fastest(lambda: self.by_full_passes(clean, batch), n_runs=N_RUNS)[0] / len(l2)
         apart = [
             ((own - theirs).abs().max() / theirs.abs().max()).item()
             for own, theirs in ((curves["l2"][0, batch], l2), (curves["kl"][0, batch], kl))

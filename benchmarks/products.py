@@ -8,12 +8,10 @@ over PyTorch's, the fastest of several runs each, taken in turn.
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from fastest import fastest
 
 from sae_kit.config import provenance
 from sae_kit.products import linear
@@ -31,17 +29,6 @@ CASES = (
 )
 
 
-def fastest(ways: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Seconds of each, the fastest of several runs in turn."""
-    seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(N_RUNS):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
@@ -52,14 +39,15 @@ def main() -> None:
             torch.randn(size[::-1]).T if is_view else torch.randn(size)
             for size, is_view in zip(((rows, d_in), (d_out, d_in)), views, strict=True)
         )
-        seconds = fastest({"ours": lambda: linear(x, weight), "torch": lambda: F.linear(x, weight)})  # noqa: B023
-        ratio = seconds["ours"] / seconds["torch"]
+        ways = (lambda: linear(x, weight), lambda: F.linear(x, weight))  # noqa: B023
+        ours, theirs = fastest(*ways, n_runs=N_RUNS)
+        ratio = ours / theirs
         if as_json:
             shapes = {"rows": rows, "d_in": d_in, "d_out": d_out}
             line = {"name": name, "ratio": ratio, "to": "torch.nn.functional.linear"}
             print(json.dumps({**line, "shapes": shapes, "versions": provenance()["versions"]}))
         else:
-            rate = 2 * rows * d_in * d_out / seconds["ours"] / 1e9
+            rate = 2 * rows * d_in * d_out / ours / 1e9
             print(f"{name:<40}{ratio:>6.2f} x torch's, {rate:>6.0f} GFLOP/s")
 
 

@@ -17,11 +17,11 @@ ours as multiples of the product timed in their own process.
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from fastest import fastest
 from torch import Tensor
 
 from sae_kit.config import from_node, provenance
@@ -71,18 +71,6 @@ def mean_l0(sae: SAE, x: Tensor) -> float:
     return float(l0.double().mean())
 
 
-def fastest_pair(step: Callable[[], None], product: Callable[[], Tensor]) -> tuple[float, float]:
-    """Seconds of a step and of the product, the fastest of several runs in turn."""
-    seconds = [float("inf"), float("inf")]
-    step()
-    for _ in range(N_RUNS):
-        for i, run in enumerate((step, product)):
-            start = time.perf_counter()
-            run()
-            seconds[i] = min(seconds[i], time.perf_counter() - start)
-    return seconds[0], seconds[1]
-
-
 def measure(options: argparse.Namespace) -> Iterator[dict]:
     """One line per way of training each architecture."""
     generator = torch.Generator().manual_seed(1)
@@ -95,7 +83,9 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
             for dead in (nobody, some):
                 sae = build(arch, options, x)
                 sae.screened = screened
-                step, product = fastest_pair(stepper(sae, x, dead), lambda sae=sae: x @ sae.W_enc)
+                take = stepper(sae, x, dead)
+                take()
+                step, product = fastest(take, lambda sae=sae: x @ sae.W_enc, n_runs=N_RUNS)
                 words = [arch, *["screened"] * screened, *["dead"] * bool(dead.any())]
                 yield {
                     "name": ", ".join(words),

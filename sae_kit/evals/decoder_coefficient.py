@@ -43,7 +43,7 @@ from sae_kit.evals.base import Evaluation, Subject
 from sae_kit.evals.loss_landscape.curvature import effective_parameters
 from sae_kit.evals.loss_landscape.decoder_loss import DecoderLoss, Kind
 from sae_kit.evals.loss_landscape.sgld import Sampler, estimate, n_beta_of, sample
-from sae_kit.evals.loss_landscape.verdicts import Chains
+from sae_kit.evals.loss_landscape.verdicts import Chains, check_chains
 from sae_kit.evals.shared.draws import generator_of
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site
@@ -84,10 +84,7 @@ class DecoderCoefficient(Evaluation, name="decoder_coefficient"):
             raise ValueError(f"gamma: {self.gamma}; latents that hardly fire need a pull above 0")
         if not 0 < self.step_share < 1:
             raise ValueError(f"step_share: {self.step_share}; give a share between 0 and 1")
-        if self.n_draws < 4:
-            raise ValueError(f"n_draws: {self.n_draws}; give 4 or more, to compare their halves")
-        if self.max_r_hat <= 1:
-            raise ValueError(f"max_r_hat: {self.max_r_hat}; chains that agree have 1; give more")
+        check_chains(self.n_draws, self.max_r_hat)
         n_beta = 1.0 if self.n_beta is None else self.n_beta
         self._sampler(n_beta, 1.0)  # refuses what makes no sense
 

@@ -144,8 +144,8 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
             arrays |= strengths
             progress.update(1)
         progress.close()
-        graphs = _graphs(rows, arrays)
-        for name, graph in graphs.items():
+        for name in (NEURONS, PCA, LIB):
+            graph = _graph(rows, arrays, name)
             row, arrays[f"cluster/{name}"] = self._clusters(name, graph, subject.seed)
             rows.append(row)
         return Result(
@@ -277,7 +277,7 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
                 title=f"Clusters among the edges that {model} needs (Leiden)",
             ),
             "graph": interactions.clustered_graph(
-                _graphs(result.rows, result.arrays)[LIB].strongest(DRAWN).weights,
+                _graph(result.rows, result.arrays, LIB).strongest(DRAWN).weights,
                 result.arrays[f"cluster/{LIB}"],
                 layers=list(dict.fromkeys(_ends(result.rows))),
                 title=f"The {DRAWN} strongest edges of each pair of layers of {model}, in LIB",
@@ -285,16 +285,13 @@ class InteractionBasis(Evaluation, name="interaction_basis"):
         }
 
 
-def _graphs(
-    rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Tensor]
-) -> dict[str, InteractionGraph]:
-    """Of the edges that every basis needs."""
-    found = {}
-    for name in (NEURONS, PCA, LIB):
-        own = [row for row in rows if (row["kind"], row["basis"]) == ("edges", name)]
-        strengths = [arrays[f"edges/{row['site']}/{name}"] for row in own]
-        found[name] = InteractionGraph.of(strengths, [row["n_needed"] for row in own])
-    return found
+def _graph(
+    rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Tensor], basis: str
+) -> InteractionGraph:
+    """Of the edges that a basis needs."""
+    own = [row for row in rows if (row["kind"], row["basis"]) == ("edges", basis)]
+    strengths = [arrays[f"edges/{row['site']}/{basis}"] for row in own]
+    return InteractionGraph.of(strengths, [row["n_needed"] for row in own])
 
 
 def _ends(rows: Sequence[Mapping[str, Any]]) -> Iterator[Site]:

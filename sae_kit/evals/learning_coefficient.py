@@ -48,6 +48,7 @@ from sae_kit.evals.loss_landscape.verdicts import (
     NO_MINIMUM,
     USABLE,
     Chains,
+    check_chains,
 )
 from sae_kit.evals.loss_landscape.weight_loss import Kind, WeightLoss
 from sae_kit.evals.shared.draws import generator_of
@@ -93,10 +94,7 @@ class LearningCoefficient(Evaluation, name="learning_coefficient"):
         check_counts(self, "n_tokens", "contexts_per_step")
         if not self.steps or list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"steps: {list(self.steps)}; give increasing step sizes")
-        if self.n_draws < 4:
-            raise ValueError(f"n_draws: {self.n_draws}; give 4 or more, to compare their halves")
-        if self.max_r_hat <= 1:
-            raise ValueError(f"max_r_hat: {self.max_r_hat}; chains that agree have 1; give more")
+        check_chains(self.n_draws, self.max_r_hat)
         n_beta = 1.0 if self.n_beta is None else self.n_beta
         self._sampler(self.steps[0], n_beta)  # refuses what makes no sense
 

@@ -70,7 +70,6 @@ class Tail:
         self._values = traced.values
         outs = zip(traced.outs, bench.ablated.outs, strict=True)
         self._differences = torch.cat([out - ablated for out, ablated in outs])
-        self._edges = circuit.edges.clone()
         # Of this level and behind it: these stay as they are, since what is behind does.
         needs = circuit.needs
         self._needs = [Need(need) for need in needs.tolist()]
@@ -133,7 +132,6 @@ class Tail:
                 self.circuit = self.circuit.without_direct(receiver)
             else:
                 self.circuit = self.circuit.without(receiver, [sender])
-        self._edges = self.circuit.edges
         self.cost = cost
 
     # --- what follows from a change ---------------------------------------------------------------
@@ -146,7 +144,7 @@ class Tail:
         if senders[0] == DIRECT:
             ablated = self._bench.ablated.values[place.level][place.part][place.node]
             return self._at(receiver, ablated)[None]
-        heard = self._edges[receiver].repeat(len(senders), 1)
+        heard = self.circuit.edges[receiver].repeat(len(senders), 1)
         for i, sender in enumerate(senders):
             heard[i:, sender] = False
         base = self._at(receiver, self._bench.base[place.level])
@@ -159,7 +157,7 @@ class Tail:
         """What the receivers of a later level make of what has changed in front of them."""
         own, changed = self._graph.levels[level], [n for w in ahead.written for n in w.nodes]
         n_parts, first = len(own.parts), self._graph.receivers_of(level).start
-        affected = self._edges[self._graph.receivers_of(level)][:, changed].any(1).tolist()
+        affected = self.circuit.edges[self._graph.receivers_of(level)][:, changed].any(1).tolist()
         alive = [
             first + i for i, is_so in enumerate(affected) if is_so and not self.is_dead(first + i)
         ]
@@ -181,7 +179,7 @@ class Tail:
         self, receivers: list[int], changed: list[int], ahead: Ahead
     ) -> Float[Tensor, "receivers versions pairs _ d_model"]:
         """What receivers of one level, which need the same positions, hear."""
-        edges, at = self._edges[receivers], self._needs[receivers[0]].at
+        edges, at = self.circuit.edges[receivers], self._needs[receivers[0]].at
         same = edges.clone()
         same[:, changed] = False
         base = self._bench.base[self._graph.places[receivers[0]].level][:, at]

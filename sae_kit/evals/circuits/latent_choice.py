@@ -86,8 +86,7 @@ def choose(
         units, found = attributions(bench, site, sae, ablation, n_steps)
         sizes = found.abs().mean(1)
         best = sizes.sort(descending=True, stable=True).indices[:n].sort().values
-        numbers = [int(units.names[i].rsplit("/", 1)[1]) for i in best.tolist()]
-        latents = torch.tensor(numbers, device=sizes.device, dtype=torch.int64)
+        latents = units.latents[best]
         chosen.append(Attributed(site=site, sae=sae, latents=latents, sizes=sizes[best]))
     return chosen
 

@@ -123,7 +123,8 @@ class DecoderLoss:
         scale = (squares[self.fired] / len(x)).sqrt()
         self._values = code.values / scale.to(code.values)[self._indices]
         self._error = error / self.sigma if kind == "reconstruction" else torch.zeros_like(error)
-        self._gram, self._slope = self._products()
+        gram, self._slope = self._products()
+        self._eigenvalues, self._vectors = torch.linalg.eigh(gram)
 
     @property
     def start(self) -> Float[Tensor, " d"]:
@@ -145,7 +146,7 @@ class DecoderLoss:
 
     def spectrum(self) -> Float[Tensor, " n_fired"]:
         """Eigenvalues of G, largest first; each is that of as many directions as the width."""
-        return torch.linalg.eigvalsh(self._gram).flip(0).clamp(min=0)
+        return self._eigenvalues.flip(0).clamp(min=0)
 
     def limit(self) -> float:
         """The learning coefficient without a pull, of endlessly much data: rank times width / 2."""
@@ -153,9 +154,8 @@ class DecoderLoss:
 
     def known(self, sampler: Sampler) -> Known:
         """What settled chains of this sampler come to; its step included."""
-        g, vectors = torch.linalg.eigh(self._gram)
-        g = g.clamp(min=0)
-        q = (vectors.T @ self._slope).square().sum(1)
+        g = self._eigenvalues.clamp(min=0)
+        q = (self._vectors.T @ self._slope).square().sum(1)
         n_beta = sampler.n_beta
         a = n_beta * g + sampler.gamma
         curvature = self.width / 2 * (n_beta * g / (a * (1 - sampler.step * a / 4))).sum()

@@ -57,6 +57,18 @@ class Chains:
         }
 
 
+def check_chains(n_draws: int, max_r_hat: float) -> None:
+    """Refuse settings of which no verdict can come.
+
+    Raises:
+        ValueError: names the field.
+    """
+    if n_draws < 4:
+        raise ValueError(f"n_draws: {n_draws}; give 4 or more, to compare their halves")
+    if max_r_hat <= 1:
+        raise ValueError(f"max_r_hat: {max_r_hat}; chains that agree have 1; give more")
+
+
 def interval_of(by_chain: Float[Tensor, " chains"]) -> Interval:
     """The mean over independent chains with its 95 % interval by Student's t."""
     mean, n = by_chain.mean().item(), len(by_chain)

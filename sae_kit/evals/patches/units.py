@@ -303,7 +303,7 @@ class Latents(Units):
 
     def __init__(self, site: Site, sae: SAE, latents: Int[Tensor, " active"]) -> None:
         super().__init__(site, [f"{site}/{i}" for i in latents.tolist()])
-        self._sae, self._latents = sae, latents
+        self._sae, self.latents = sae, latents
         self._directions = sae.W_dec[latents]
 
     @classmethod
@@ -323,8 +323,8 @@ class Latents(Units):
         """`[pairs pos active]`."""
         code = self._sae.natural_code(act.flatten(2).flatten(0, 1))
         if isinstance(code, SparseCode):
-            return code.select(self._latents).unflatten(0, act.shape[:2])
-        return code[:, self._latents].unflatten(0, act.shape[:2])
+            return code.select(self.latents).unflatten(0, act.shape[:2])
+        return code[:, self.latents].unflatten(0, act.shape[:2])
 
     def index(self, unit: int) -> tuple[Any, ...]:
         """See Units."""
