@@ -1,10 +1,10 @@
 """How few directions and edges a network needs that adds modulo a prime, in three bases.
 
-    python benchmarks/modular_addition.py --folder FOLDER                 # prime 23: two minutes
-    python benchmarks/modular_addition.py --folder FOLDER --paper --seeds 0 1 2 3 4   # prime 113:
-    hours
+    python benchmarks/modular_addition.py OUT                             # prime 23: two minutes
+    python benchmarks/modular_addition.py OUT --addition p113 --seeds 0 1 2 3 4   # the paper's
 
-For each seed a transformer of one layer is trained on a part of all pairs of numbers. Then, for
+For each seed train.py trains a transformer of one layer on a part of all pairs of numbers
+(conf/addition/), in a folder below OUT; one that is there already is gone on with. Then, for
 neurons, principal components and the Local Interaction Basis, fitted on the pairs it saw:
 
 - accuracy on the other pairs with only the k most important directions of a node layer kept
@@ -17,8 +17,9 @@ The edges needed are printed beside those that Bushnaq et al. 2024 (2405.10928) 
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,12 @@ from sae_kit.evals.basis.fourier import frequency_shares
 from sae_kit.evals.basis.interaction_graph import described
 from sae_kit.evals.basis.node_network import of_modules
 from sae_kit.evals.shared.communities import Leiden
-from sae_kit.models.modular_addition import NODE_LAYERS, AdditionConfig, all_pairs
-from sae_kit.train.modular_addition import AdditionTraining, Trained, accuracy_on, train
+from sae_kit.jobs.train_addition import trained_addition
+from sae_kit.models.modular_addition import NODE_LAYERS, all_pairs
+from sae_kit.train.modular_addition import AdditionTask, accuracy_on
 from sae_kit.viz.interactions import clustered_graph, kept_accuracy, needed_edges
 
-PAPER = AdditionTraining()
-SMALL = AdditionTraining(
-    model=AdditionConfig(prime=23, d_model=64, d_mlp=256),
-    train_fraction=0.7,
-    n_steps=5000,
-    lr=2e-3,
-)
+ROOT = Path(__file__).resolve().parent.parent
 LOSS_OF_ACCURACY = 1e-3
 BATCH = 512
 KEPT = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 56, 64, 96, 128)
@@ -57,28 +53,41 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 def main() -> None:
     """Parse the command line, train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="for figures and results")
+    parser.add_argument("out", type=Path, help="for networks, figures and results")
+    parser.add_argument("--addition", default="p23", help="one of conf/addition/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--paper", action="store_true", help="prime 113 as in the paper")
     parser.add_argument("--json", action="store_true", help="an object a line, not a table")
     asked = parser.parse_args()
-    asked.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for seed in asked.seeds:
-        settings = replace(PAPER if asked.paper else SMALL, seed=seed)
-        trained = train(settings)
-        own, figures = measure(trained, draw=seed == asked.seeds[0])
-        rows += [{"prime": settings.model.prime, "seed": seed, **row} for row in own]
+        trained, n_steps = trained_addition(train(asked.out, asked.addition, seed))
+        own, figures = measure(trained, n_steps=n_steps, draw=seed == asked.seeds[0])
+        rows += [{"prime": trained.config.model.prime, "seed": seed, **row} for row in own]
         for name, figure in figures.items():
-            figure.savefig(asked.folder / f"{name}.png", dpi=200)
+            figure.savefig(asked.out / f"{name}.png", dpi=200)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (asked.folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    (asked.out / "rows.jsonl").write_text(lines, encoding="utf-8")
     print(lines if asked.json else table(rows))
 
 
-def measure(trained: Trained, *, draw: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def train(out: Path, addition: str, seed: int) -> Path:
+    """The folder of a finished run; what train.py says goes to standard error."""
+    folder = out / f"{addition}_seed_{seed}"
+    command = [sys.executable, str(ROOT / "train.py"), "--config-name=addition"]
+    command += (
+        [f"resume={folder}"]
+        if (folder / "config.yaml").is_file()
+        else [f"addition={addition}", f"addition.seed={seed}", f"hydra.run.dir={folder}"]
+    )
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
+def measure(
+    trained: AdditionTask, *, n_steps: int, draw: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of one network, and figures of it if asked for."""
-    model, prime = trained.model.double(), trained.model.config.prime
+    model, prime = trained.model.double().requires_grad_(False), trained.config.model.prime
     network = of_modules(list(model.sections), NODE_LAYERS)
     answers = trained.heldout.sum(1) % prime
     inputs = model.embed(trained.train), model.embed(trained.heldout)
@@ -86,7 +95,7 @@ def measure(trained: Trained, *, draw: bool) -> tuple[list[dict[str, Any]], dict
     rows: list[dict[str, Any]] = [
         {
             "kind": "network",
-            "n_steps": trained.n_steps,
+            "n_steps": n_steps,
             "accuracy_train": accuracy_on(model, trained.train),
             "accuracy_heldout": dissection.base,
         },

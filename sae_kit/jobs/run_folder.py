@@ -42,6 +42,7 @@ PRIMARY = {
     "language_model": "language_model",
     "cache": "cache",
     "planted": "planted",
+    "addition": "addition",
 }
 """The primary config of each task."""
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from sae_kit import dist
 from sae_kit.jobs.cache_activations import cache_activations
 from sae_kit.jobs.run_folder import Outcome, leaving_no_empty_folder, resumed_run, start_run
+from sae_kit.jobs.train_addition import train_addition
 from sae_kit.jobs.train_language_model import train_language_model
 from sae_kit.jobs.train_planted import train_planted
 from sae_kit.jobs.train_saes import train_saes
@@ -20,6 +21,7 @@ JOBS: dict[str, Job] = {
     "language_model": train_language_model,
     "cache": cache_activations,
     "planted": train_planted,
+    "addition": train_addition,
 }
 
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, final, runtime_checkable
@@ -85,6 +85,8 @@ class LoopPlan:
     """Metrics shown beside the progress bar."""
     remedy: str = "lower the learning rate"
     """What to do about a loss that is not finite, in the words of the config."""
+    ended: Callable[[], bool] = lambda: False
+    """Whether the task needs no more steps, as its last measured step and its state say."""
 
 
 @final
@@ -148,7 +150,7 @@ class Loop:
     ) -> signal.Signals | None:
         plan = self.plan
         shown: dict[str, float] = {}
-        while self.n_done < plan.n_steps:
+        while self.n_done < plan.n_steps and not plan.ended():
             last = self.n_done + 1 == plan.n_steps
             due = last or (self.n_done + 1) % plan.log_every == 0
             saving = last or (self.n_done + 1) % plan.checkpoint_every == 0
@@ -163,7 +165,7 @@ class Loop:
                 progress.update(self.task.n_tokens_per_step, **shown)
             # Once, since a signal may come between two looks; and it stops all processes.
             number = dist.largest(received[0] if received else 0)
-            if number or saving:
+            if number or saving or plan.ended():
                 self._save(float(metrics["loss"]))
             if number:
                 stopped = signal.Signals(number)

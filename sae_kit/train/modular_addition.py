@@ -7,6 +7,7 @@ Source: Nanda et al. 2023 (2301.05217); sizes, learning rate and part as in Bush
 (2405.10928).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -16,17 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_kit.config import check_counts
-from sae_kit.log import Progress
 from sae_kit.models.modular_addition import AdditionConfig, AdditionTransformer, all_pairs
-
-CHECK_EVERY = 100
-"""Steps after which the held-out pairs are asked."""
+from sae_kit.state import State
+from sae_kit.train.loop import LoopPlan, Metrics
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AdditionTraining:
-    """How to train; the defaults are those for prime 113."""
+    """How to train; the defaults are those for prime 113. Configured by conf/addition/."""
 
     model: AdditionConfig = field(default_factory=AdditionConfig)
     train_fraction: float = 0.3
@@ -38,60 +37,88 @@ class AdditionTraining:
     n_warmup_steps: int = 10
     margin: float = 1e-3
     """Training ends where the mean loss on held-out pairs is below this (nats)."""
+    log_every: int = 100
+    """Steps after which the held-out pairs are asked."""
+    checkpoint_every: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "n_steps", "n_warmup_steps")
+        check_counts(self, "n_steps", "n_warmup_steps", "log_every", "checkpoint_every")
         if not 0 < self.train_fraction < 1:
             raise ValueError(f"train_fraction: {self.train_fraction}; give a share of the pairs")
 
 
 @final
-@dataclass(frozen=True, eq=False)  # eq: tensors have no single truth value to compare by
-class Trained:
-    """A network, and which pairs it saw."""
+class AdditionTask:
+    """What the training loop drives: a `sae_kit.train.loop.Task`.
 
-    model: AdditionTransformer
-    train: Int[Tensor, "n two"]
-    heldout: Int[Tensor, "m two"]
-    losses: Float[Tensor, "checks two"]
-    """On pairs seen and held out, every CHECK_EVERY steps."""
+    Attributes:
+        model: the network.
+        train: the pairs it sees, `[n 2]`.
+        heldout: the others, `[m 2]`.
+    """
 
-    @property
-    def n_steps(self) -> int:
-        """Taken, rounded up to the last check."""
-        return CHECK_EVERY * len(self.losses)
+    def __init__(self, config: AdditionTraining) -> None:
+        self.config = config
+        generator = torch.Generator().manual_seed(config.seed)
+        self.model = AdditionTransformer(config.model, generator=generator)
+        pairs = all_pairs(config.model.prime)
+        pairs = pairs[torch.randperm(len(pairs), generator=generator)]
+        n_train = round(config.train_fraction * len(pairs))
+        self.train, self.heldout = pairs.tensor_split([n_train])
+        self.n_tokens_per_step = 3 * n_train  # two numbers and the sign
+        self._heldout_loss = float("inf")
+        self._optimiser = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
 
+    def plan(self) -> LoopPlan:
+        """When the loop logs, saves and ends."""
+        return LoopPlan(
+            n_steps=self.config.n_steps,
+            log_every=self.config.log_every,
+            checkpoint_every=self.config.checkpoint_every,
+            n_checkpoints=1,
+            shown=("loss", "heldout_loss"),
+            remedy="lower addition.lr",
+            ended=self.ended,
+        )
 
-def train(config: AdditionTraining) -> Trained:
-    """Train one."""
-    generator = torch.Generator().manual_seed(config.seed)
-    model = AdditionTransformer(config.model, generator=generator)
-    pairs = all_pairs(config.model.prime)
-    pairs = pairs[torch.randperm(len(pairs), generator=generator)]
-    seen, heldout = pairs.tensor_split([round(config.train_fraction * len(pairs))])
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    warmup = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / config.n_warmup_steps)
-    )
-    losses: list[list[float]] = []
-    progress = Progress(config.n_steps, unit="steps")
-    for step in range(1, config.n_steps + 1):
-        optimiser.zero_grad()
-        loss = loss_on(model, seen)
+    def ended(self) -> bool:
+        """Whether the held-out pairs are done well enough."""
+        return self._heldout_loss < self.config.margin
+
+    def step(self, step: int, *, measure: bool) -> Metrics:
+        """See Task."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.config.lr * min(1.0, (step + 1) / self.config.n_warmup_steps)
+        self._optimiser.zero_grad()
+        loss = loss_on(self.model, self.train)
         loss.backward()
-        optimiser.step()
-        warmup.step()
-        if step % CHECK_EVERY == 0 or step == config.n_steps:
-            with torch.no_grad():
-                losses.append([loss.item(), loss_on(model, heldout).item()])
-            progress.update(CHECK_EVERY, heldout=losses[-1][1])
-            if losses[-1][1] < config.margin:
-                break
-    progress.close()
-    return Trained(model.requires_grad_(False), seen, heldout, torch.tensor(losses))
+        self._optimiser.step()
+        if not measure:
+            return {"loss": loss.detach()}
+        with torch.no_grad():
+            self._heldout_loss = loss_on(self.model, self.heldout).item()
+        return {"loss": loss.item(), "heldout_loss": self._heldout_loss}
+
+    def state_dict(self) -> State:
+        """See Task."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "heldout_loss": self._heldout_loss,
+        }
+
+    def load_parts(self, parts: Sequence[State]) -> None:
+        """See Task."""
+        (saved,) = parts
+        self.model.load_state_dict(saved["model"])
+        self._optimiser.load_state_dict(saved["optimiser"])
+        self._heldout_loss = saved["heldout_loss"]
 
 
 def loss_on(model: AdditionTransformer, pairs: Int[Tensor, "n two"]) -> Float[Tensor, ""]:

@@ -7,32 +7,45 @@ import runpy
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from sae_kit.config import to_dict
 from sae_kit.models.modular_addition import NODE_LAYERS, AdditionConfig
-from sae_kit.train.modular_addition import AdditionTraining
+from sae_kit.train.loop import Loop
+from sae_kit.train.modular_addition import AdditionTask, AdditionTraining
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "modular_addition.py"
-TINY = AdditionTraining(
-    model=AdditionConfig(prime=5, d_model=8, n_head=2, d_mlp=16),
-    train_fraction=0.6,
-    n_steps=100,
-    lr=5e-3,
-)
+
+
+def tiny_run(out: Path, addition: str, seed: int) -> Path:
+    """A run folder like those that train.py leaves, of a smaller network."""
+    config = AdditionTraining(
+        model=AdditionConfig(prime=5, d_model=8, n_head=2, d_mlp=16),
+        train_fraction=0.6,
+        n_steps=100,
+        lr=5e-3,
+        seed=seed,
+    )
+    folder, task = out / f"{addition}_{seed}", AdditionTask(config)
+    Loop(task, task.plan(), folder=folder, loggers=[]).run()
+    values = {"task": "addition", "addition": to_dict(config), "logger": {"kind": "none"}}
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[Path, str]:
     """The folder of figures and rows of two seeds, and what is printed."""
-    folder = tmp_path_factory.mktemp("addition") / "new"
+    out = tmp_path_factory.mktemp("addition")
     script = runpy.run_path(str(SCRIPT))
     main = script["main"]
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(main.__globals__, "SMALL", TINY)
+        patch.setitem(main.__globals__, "train", tiny_run)
         patch.setitem(main.__globals__, "print", printed.append)
-        patch.setattr("sys.argv", [str(SCRIPT), "--folder", str(folder), "--seeds", "0", "1"])
+        patch.setattr("sys.argv", [str(SCRIPT), str(out), "--seeds", "0", "1"])
         main()
-    return folder, "\n".join(printed)
+    return out, "\n".join(printed)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +59,14 @@ def of(rows: list[dict], kind: str, **where) -> list[dict]:
 
 
 def test_figures_are_there(written):
-    assert {path.name for path in written[0].iterdir()} == {
+    assert {path.name for path in written[0].iterdir() if path.is_file()} == {
         "kept.png", "edges.png", "graph.png", "rows.jsonl"
     }  # fmt: skip
 
 
 def test_every_basis_of_every_layer_and_seed_has_its_rows(rows):
     assert [row["seed"] for row in of(rows, "network")] == [0, 1]
+    assert [row["n_steps"] for row in of(rows, "network")] == [100, 100]
     for site in NODE_LAYERS[:-1]:
         for basis in ("neurons", "PCA", "LIB"):
             for seed in (0, 1):

@@ -16,14 +16,17 @@ from sae_kit.data.tokens import TokensConfig
 from sae_kit.evals.base import Evaluation
 from sae_kit.jobs.cache_activations import CacheActivations
 from sae_kit.jobs.evaluate import Evaluate
+from sae_kit.jobs.train_addition import TrainAddition
 from sae_kit.jobs.train_language_model import TrainLanguageModel
 from sae_kit.jobs.train_planted import TrainPlanted
 from sae_kit.jobs.train_saes import TrainSAEs
 from sae_kit.log import LoggerConfig
 from sae_kit.models.gpt2 import GPT2Config
+from sae_kit.models.modular_addition import AdditionConfig
 from sae_kit.models.pretrained import ModelConfig
 from sae_kit.sae import SAEConfig
 from sae_kit.train.language_model import LanguageModelConfig
+from sae_kit.train.modular_addition import AdditionTraining
 from sae_kit.train.no_ln import RemovalConfig
 from sae_kit.train.objective import Objective
 from sae_kit.train.trainer import TrainerConfig
@@ -42,6 +45,7 @@ GROUPS: dict[str, type] = {
     "lm": LanguageModelConfig,
     "architecture": GPT2Config,
     "planted": PlantedConfig,
+    "addition": AdditionTraining,
     "removal": RemovalConfig,
 }
 
@@ -50,10 +54,11 @@ PRIMARY = {
     "language_model": TrainLanguageModel,
     "cache": CacheActivations,
     "planted": TrainPlanted,
+    "addition": TrainAddition,
     "eval": Evaluate,
 }
 
-OTHER_VALUES = {"architecture/demo", "removal/demo"}
+OTHER_VALUES = {"addition/p23", "architecture/demo", "removal/demo"}
 """Files whose values differ from the defaults, which is what they are for; the keys agree."""
 
 NOT_CONFIG = {"experiment", "sweep"}
@@ -94,6 +99,8 @@ def defaults(cls: type) -> dict[str, Any]:
 
 
 def as_yaml(value: Any) -> Any:
+    if isinstance(value, AdditionConfig):
+        return to_dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
