@@ -10,6 +10,11 @@ from typing import Any
 CALL = re.compile(rb'browser\.receive\("([\w/]+)","([A-Za-z0-9+/=]*)"\);\n')
 
 
+def read_entries(site: Path, name: str) -> list[Any]:
+    """The values of a shard of entries, of which a page parses one at a time."""
+    return [json.loads(entry) for entry in read_shard(site, name)]
+
+
 def read_shard(site: Path, name: str) -> Any:
     """The values of a shard of the site in a folder."""
     call = CALL.fullmatch((site / "data" / f"{name}.js").read_bytes())

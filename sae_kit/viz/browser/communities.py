@@ -45,7 +45,7 @@ def write_communities(atlas: Atlas, shards: Shards, labels: Labels) -> dict[str,
         listed.append([number, entry["n"], len(inside[:, 0].unique()), _words(entry["members"])])
         shard.append(entry)
         if len(shard) == PER_SHARD or number == n - 1:
-            shards.write(f"communities/{number // PER_SHARD}", shard)
+            shards.write_entries(f"communities/{number // PER_SHARD}", shard)
             shard = []
     listed = sorted((one for one in listed if one[1]), key=lambda one: (-one[1], one[0]))
     return {

@@ -26,7 +26,7 @@ def write_latents(atlas: Atlas, shards: Shards, site: int, labels: Labels) -> No
     for number, first in enumerate(range(0, atlas.d_sae[site], PER_SHARD)):
         last = min(first + PER_SHARD, atlas.d_sae[site])
         kept = zip(range(first, last), top.of(first, last), samples.of(first, last), strict=True)
-        shards.write(
+        shards.write_entries(
             f"latents/{site}/{number}",
             [
                 {

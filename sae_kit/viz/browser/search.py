@@ -60,7 +60,7 @@ def _write_tokens(atlas: Atlas, shards: Shards, labels: Labels, n_tokens: int) -
             found[kind] = (list(rows), offsets(token[order].contiguous(), n_tokens))
     for number, first in enumerate(range(0, n_tokens, TOKENS_PER_SHARD)):
         last = min(first + TOKENS_PER_SHARD, n_tokens)
-        shards.write(
+        shards.write_entries(
             f"tokens/{number}",
             [
                 {
@@ -131,7 +131,7 @@ def _write_contexts(atlas: Atlas, shards: Shards, labels: Labels) -> None:
     begins = offsets(shown[:, 0].contiguous(), n_contexts)
     for number, first in enumerate(range(0, n_contexts, CONTEXTS_PER_SHARD)):
         last = min(first + CONTEXTS_PER_SHARD, n_contexts)
-        shards.write(
+        shards.write_entries(
             f"contexts/{number}",
             [
                 [

@@ -1,6 +1,6 @@
 import torch
 import toy_results
-from read_shard import read_shard
+from read_shard import read_entries, read_shard
 
 from sae_kit.viz.browser import communities
 from sae_kit.viz.browser.atlas import Atlas
@@ -8,7 +8,7 @@ from sae_kit.viz.browser.build import build
 
 
 def test_members_and_the_lines_between_them(site):
-    (entry,) = read_shard(site, "communities/0")
+    (entry,) = read_entries(site, "communities/0")
     assert entry["n"] == len(entry["members"]) == 30
     assert {tuple(member[:2]) for member in entry["members"]} == {
         (at, latent) for at in range(3) for latent in range(10)
@@ -26,7 +26,7 @@ def test_large_ones_are_cut_to_the_best_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(communities, "MAX_MEMBERS", 12)
     monkeypatch.setattr(communities, "MAX_EDGES", 20)
     build([toy_results.evolution()], tmp_path / "site")
-    (entry,) = read_shard(tmp_path / "site", "communities/0")
+    (entry,) = read_entries(tmp_path / "site", "communities/0")
     assert entry["n"] == 30
     assert len(entry["members"]) == 12
     assert 0 < len(entry["edges"]) <= 20
@@ -43,7 +43,7 @@ def test_numbers_without_members_are_left_out_of_the_list(tmp_path):
     found = read_shard(tmp_path / "site", "manifest")
     assert [entry[:3] for entry in found["communities"]] == [[40, 30, 3]]
     assert found["n_communities"] == 1
-    assert read_shard(tmp_path / "site", "communities/1")[40 - 32]["n"] == 30
+    assert read_entries(tmp_path / "site", "communities/1")[40 - 32]["n"] == 30
 
 
 def test_no_communities_no_shards(single):

@@ -1,11 +1,11 @@
 import pytest
-from read_shard import read_shard
+from read_shard import read_entries, read_shard
 
 from sae_kit.viz.browser.atlas import MEASURES
 
 
 def test_everything_about_a_latent_is_in_its_shard(site):
-    shard = read_shard(site, "latents/1/2")  # latents 64 to 69
+    shard = read_entries(site, "latents/1/2")  # latents 64 to 69
     assert len(shard) == 70 - 2 * 32
     latent = shard[1]
     assert latent["n_active"] == sum(latent["histogram"]) == 91
@@ -19,7 +19,7 @@ def test_everything_about_a_latent_is_in_its_shard(site):
 
 
 def test_quasi_boolean_roles_of_parents_and_children(site):
-    roles = {latent: read_shard(site, "latents/1/0")[latent]["roles"] for latent in range(9)}
+    roles = {latent: read_entries(site, "latents/1/0")[latent]["roles"] for latent in range(9)}
     kind, strict, trio = roles[2][0]
     assert (kind, strict, [member[:2] for member in trio]) == (0, 1, [[0, 0], [0, 1], [1, 2]])
     assert [member[:2] for member in roles[6][0][2]] == [[1, 5], [1, 6], [2, 7]]
@@ -38,7 +38,7 @@ def test_lists_have_every_statistic_of_every_latent(site):
 
 
 def test_a_dashboard_alone_has_no_neighbours(single):
-    latent = read_shard(single, "latents/0/0")[0]
+    latent = read_entries(single, "latents/0/0")[0]
     assert latent["up"] == latent["down"] == latent["roles"] == []
     assert latent["community"] == -1
     assert set(read_shard(single, "lists/0")) == {

@@ -1,5 +1,5 @@
 import toy_results
-from read_shard import read_shard
+from read_shard import read_entries, read_shard
 
 ARRAYS = toy_results.dashboard().arrays
 
@@ -13,7 +13,7 @@ def test_the_text_is_there_to_be_read(site):
 
 
 def test_a_token_leads_to_the_latents_that_belong_to_it(site):
-    entries = read_shard(site, "tokens/0")
+    entries = read_entries(site, "tokens/0")
     text = ARRAYS["contexts"].flatten()
     for token in (0, 17):
         expected = {}
@@ -35,7 +35,7 @@ def test_a_token_leads_to_the_latents_that_belong_to_it(site):
 
 
 def test_a_context_leads_to_the_latents_that_show_it(site):
-    shown = [row for shard in range(3) for row in read_shard(site, f"contexts/{shard}")]
+    shown = [row for shard in range(3) for row in read_entries(site, f"contexts/{shard}")]
     assert len(shown) == toy_results.N_CONTEXTS
     expected = {
         (*divmod(place, toy_results.N_POS), number, latent)

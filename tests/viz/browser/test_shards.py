@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from read_shard import read_shard
+from read_shard import read_entries, read_shard
 
 from sae_kit.viz.browser.shards import Shards, numbers, significant
 
@@ -13,6 +13,13 @@ def test_a_shard_is_read_back_as_it_was(tmp_path):
     value = {"texts": HOSTILE, "numbers": [1, 0.5, None], "nested": [[[]]]}
     Shards(tmp_path / "data").write("latents/3/12", value)
     assert read_shard(tmp_path, "latents/3/12") == value
+
+
+def test_entries_are_read_back_one_by_one(tmp_path):
+    entries = [{"texts": HOSTILE}, [1, 0.5, None], "a"]
+    Shards(tmp_path / "data").write_entries("latents/3/12", entries)
+    assert read_entries(tmp_path, "latents/3/12") == entries
+    assert {type(one) for one in read_shard(tmp_path, "latents/3/12")} == {str}
 
 
 def test_no_text_is_in_the_script_as_it_is(tmp_path):

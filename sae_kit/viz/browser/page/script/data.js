@@ -47,10 +47,11 @@ browser.data = (() => {
     return known;
   }
 
-  // Entry `number` of shards that hold `perShard` entries each.
+  // Entry `number` of shards that hold `perShard` entries each, as JSON for itself.
   async function entry(kind, number, perShard) {
     const values = await shard(`${kind}/${Math.floor(number / perShard)}`);
-    return values[number % perShard];
+    const own = values[number % perShard];
+    return own === undefined ? undefined : JSON.parse(own);
   }
 
   // Until the browser has nothing better to do: the page shown is drawn, and no key waits.

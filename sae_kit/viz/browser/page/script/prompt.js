@@ -68,7 +68,8 @@ browser.prompt = (() => {
   }
 
   async function textOf(context) {
-    const tokens = await browser.data.entry("text", context, browser.manifest.per_shard.text);
+    const perShard = browser.manifest.per_shard.text;
+    const tokens = (await browser.data.shard(`text/${Math.floor(context / perShard)}`))[context % perShard];
     if (!tokens) throw new Error(`There is no context ${context}: the text has ${count(browser.manifest.n_contexts)}.`);
     return tokens;
   }
