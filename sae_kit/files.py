@@ -36,14 +36,21 @@ def write_atomic(path: Path, contents: str | bytes) -> None:
         hidden.write_bytes(data)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
     """Write named tensors as one safetensors file, atomically; any stride, sharing or device.
+
+    Args:
+        path: the file.
+        tensors: what it gets.
+        metadata: words for its header.
 
     Raises:
         OSError: the disk refused; an old file at `path` is untouched.
     """
     with _replacing(Path(path)) as hidden:
-        write_tensors(hidden, storable(tensors))
+        write_tensors(hidden, storable(tensors), metadata=metadata)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -75,12 +82,14 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
     """Write tensors that `storable` returned; an OSError says what the disk had against it."""
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata=metadata)
         path.chmod(mode)  # safetensors leaves a file that only its owner may read
     except SafetensorError as error:
         # safetensors wraps the operating system's error in text: "... Os { code: 28, ... }".

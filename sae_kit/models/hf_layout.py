@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sae_kit.files import save_tensors, write_atomic
 from sae_kit.maths import all_finite
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 
@@ -145,9 +146,9 @@ def write_model(model: GPT2, folder: Path, *, eot_id: int, dtype: torch.dtype) -
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_atomic(folder / "config.json", text)
     # Without this format word, transformers refuses the file.
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
 
 
 def read_config(folder: Path) -> GPT2Config:

@@ -63,6 +63,12 @@ def test_a_round_trip_keeps_every_bit_and_the_sizes(model, folder):
     assert_same(read_model(folder), model)
 
 
+def test_whoever_may_read_its_sizes_may_read_its_weights(folder):
+    """safetensors by itself leaves a file that only its owner may read."""
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_mean_centred_or_otherwise_untied_model_keeps_its_own_unembedding(make_gpt2, tmp_path):
     model = make_gpt2(GPT2Config(n_layer=1, n_head=2, d_model=8, d_mlp=8, n_vocab=9, tied=False))
     write_model(model, tmp_path, eot_id=0, dtype=torch.float32)
