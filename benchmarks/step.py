@@ -3,10 +3,11 @@
     python benchmarks/step.py [--d-in 768 --d-sae 24576 --rows 2048 --k 32] [--archs topk relu ...]
                               [--peers FILE.jsonl ...] [--json]
 
-A step is forward pass, loss, gradients, projection, fused Adam, and decoder norms, in float32 on
-fixed rows; "screened" lets bfloat16 propose the latents. "dead" has two in a hundred latents
-dead, so that the auxiliary loss is part of the step. The product (`x @ W_enc`, PyTorch's own) is
-timed in the same process, in turn with the steps; a figure is the ratio of the fastest runs.
+A step is forward pass, loss, gradients, projection, clipping, fused Adam, and decoder norms, in
+float32 on fixed rows; "screened" lets bfloat16 propose the latents. "dead" has two in a hundred
+latents dead, so that the auxiliary loss is part of the step. The product (`x @ W_enc`, PyTorch's
+own) is timed in the same process, in turn with the steps; a figure is the ratio of the fastest
+runs.
 
 ReLU-like architectures start with half of their latents active. Their thresholds are moved here
 so that k latents are active in a row, as in most of a real run.
@@ -30,6 +31,7 @@ from sae_kit.train.allocator import keep_freed_memory
 
 N_RUNS = 5
 DEAD_SHARE = 0.02
+CLIP_NORM = 1.0
 AT = Moment(1000, 2000)
 
 
@@ -57,6 +59,7 @@ def stepper(sae: SAE, x: Tensor, dead: Tensor) -> Callable[[], None]:
         out = sae.forward_train(x, AT)
         sae.losses(x, x, out, at=AT, dead=dead).total.backward()
         sae.after_backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
         sae.after_step()

@@ -61,6 +61,10 @@ class TrainerConfig:
     """Adam's decay of the mean gradient."""
     beta2: float = 0.99
     """Adam's decay of the mean squared gradient; 0.999 remembers a thousand steps."""
+    clip_norm: float | None = 1.0
+    """The largest norm of an SAE's gradient, all its weights together; larger ones are scaled down
+    to it. None: they are not.
+    """
     n_warmup_steps: int = 20
     """Steps of linear warm-up of the learning rate."""
     decay_fraction: float = 0.3
@@ -108,6 +112,10 @@ class TrainerConfig:
             raise ValueError(f"seed: {self.seed} is negative; give 0 or more")
         if not self.lr > 0:
             raise ValueError(f"lr: {self.lr} is not positive")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"clip_norm: {self.clip_norm} is not positive; null leaves gradients as they are"
+            )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
@@ -287,6 +295,8 @@ class Trainer:
         with self.stopwatch("optimiser"):
             self.parallel.reduce(sae)
             sae.after_backward()
+            if self.config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(sae.parameters(), self.config.clip_norm)
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
