@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from train_py import command
 
 from sae_kit.evals.basis.dissection import Dissection
 from sae_kit.evals.basis.fourier import frequency_shares
@@ -36,7 +37,6 @@ from sae_kit.models.modular_addition import NODE_LAYERS, all_pairs
 from sae_kit.train.modular_addition import AdditionTask, accuracy_on
 from sae_kit.viz.interactions import clustered_graph, kept_accuracy, needed_edges
 
-ROOT = Path(__file__).resolve().parent.parent
 LOSS_OF_ACCURACY = 1e-3
 BATCH = 512
 KEPT = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 56, 64, 96, 128)
@@ -73,13 +73,8 @@ def main() -> None:
 def train(out: Path, addition: str, seed: int) -> Path:
     """The folder of a finished run; what train.py says goes to standard error."""
     folder = out / f"{addition}_seed_{seed}"
-    command = [sys.executable, str(ROOT / "train.py"), "--config-name=addition"]
-    command += (
-        [f"resume={folder}"]
-        if (folder / "config.yaml").is_file()
-        else [f"addition={addition}", f"addition.seed={seed}", f"hydra.run.dir={folder}"]
-    )
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    overrides = ["--config-name=addition", f"addition={addition}", f"addition.seed={seed}"]
+    subprocess.run(command(folder, overrides), check=True, stdout=sys.stderr)
     return folder
 
 

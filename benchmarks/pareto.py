@@ -12,7 +12,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from train_py import command
 
 from sae_kit.result import Result
 from sae_kit.viz.curves import Measure, curves
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("l0", "fvu", "delta_ce", "kl", "ce_recovered", "dead_fraction")
 
 
@@ -59,16 +58,10 @@ def points(sweep: Mapping[str, Any], out: Path) -> Iterator[Point]:
 def train(point: Point, n_threads: int) -> None:
     """Run train.py for one point; what it says goes to the folder's log."""
     point.folder.mkdir(parents=True, exist_ok=True)
-    started = (point.folder / "config.yaml").is_file()
-    command = [sys.executable, str(ROOT / "train.py")]
-    command += (
-        [f"resume={point.folder}"]
-        if started
-        else [*point.overrides, f"hydra.run.dir={point.folder}"]
-    )
+    words = command(point.folder, point.overrides)
     with open(point.folder / "log.txt", "a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
-        code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
+        code = subprocess.run(words, stdout=log, stderr=log, env=environment).returncode
     print(f"{point.group} {point.value}: {'done' if code == 0 else f'failed, see {log.name}'}")
 
 

@@ -18,7 +18,7 @@ from sae_kit.data.cache_manifest import (
 from sae_kit.data.cache_writer import CacheWriter, RowStream
 from sae_kit.data.tokens import TokensConfig, TokenSource, check_context
 from sae_kit.dist import world
-from sae_kit.jobs.run_folder import Outcome, record_start
+from sae_kit.jobs.run_folder import Outcome, check_alone, record_start
 from sae_kit.models.hooks import match_sites
 from sae_kit.models.pretrained import LanguageModel, ModelConfig
 from sae_kit.train.loop import TrainingError
@@ -68,10 +68,7 @@ def cache_activations(values: dict[str, Any], folder: Path, *, resume: bool) -> 
         TrainingError: the disk refused half way; what is written stays.
     """
     config = from_node(CacheActivations, values)
-    if (size := world().size) > 1:
-        raise ValueError(
-            f"task: cache is the work of one process, not of {size}; start it without torchrun"
-        )
+    check_alone(config.task)
     if resume and (folder / MANIFEST).is_file():
         log.info("%s is finished", folder)
         return Outcome()

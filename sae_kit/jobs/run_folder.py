@@ -61,6 +61,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def check_alone(task: str) -> None:
+    """ValueError if this process is one of several, for tasks that are the work of one."""
+    if (size := world().size) > 1:
+        raise ValueError(
+            f"task: {task} is the work of one process, not of {size}; start it without torchrun"
+        )
+
+
 @contextlib.contextmanager
 def leaving_no_empty_folder() -> Iterator[None]:
     """Remove the run folder, which Hydra makes, if the body fails before anything is in it."""

@@ -8,8 +8,7 @@ from typing import Any, final
 
 from sae_kit.checkpoint import latest_checkpoint
 from sae_kit.config import from_node
-from sae_kit.dist import world
-from sae_kit.jobs.run_folder import Outcome, read_config, record_start
+from sae_kit.jobs.run_folder import Outcome, check_alone, read_config, record_start
 from sae_kit.log import LoggerConfig
 from sae_kit.train.loop import CHECKPOINTS, Loop
 from sae_kit.train.modular_addition import AdditionTask, AdditionTraining, accuracy_on
@@ -34,10 +33,7 @@ def train_addition(values: dict[str, Any], folder: Path, *, resume: bool) -> Out
         ValueError: the config does not fit together; nothing has been written then.
     """
     config = from_node(TrainAddition, values)
-    if (size := world().size) > 1:
-        raise ValueError(
-            f"task: addition is the work of one process, not of {size}; start it without torchrun"
-        )
+    check_alone(config.task)
     task = AdditionTask(config.addition)
     record_start(folder, values)
     log.info("run folder: %s", folder)

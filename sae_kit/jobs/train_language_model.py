@@ -20,7 +20,7 @@ from sae_kit.data.synthetic import synthetic_text
 from sae_kit.data.text import find_files, read_part, select_parts
 from sae_kit.data.tokens import check_context
 from sae_kit.dist import world
-from sae_kit.jobs.run_folder import Outcome, record_start
+from sae_kit.jobs.run_folder import Outcome, check_alone, record_start
 from sae_kit.log import LoggerConfig
 from sae_kit.models.gpt2 import GPT2, GPT2Config
 from sae_kit.models.hooks import torch_device
@@ -81,11 +81,7 @@ def train_language_model(values: dict[str, Any], folder: Path, *, resume: bool) 
         ValueError: the config does not fit together; nothing has been written then.
     """
     config = from_node(TrainLanguageModel, values)
-    if (size := world().size) > 1:
-        raise ValueError(
-            f"task: language_model is the work of one process, not of {size}; start it without "
-            "torchrun"
-        )
+    check_alone(config.task)
     check_context(config.data.context_size, config.architecture.n_ctx)
     if config.architecture.n_vocab < N_BYTE_TOKENS:
         raise ValueError(

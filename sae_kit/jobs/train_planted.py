@@ -12,7 +12,7 @@ from sae_kit.dist import world
 from sae_kit.evals.base import PlantedSubject
 from sae_kit.evals.recovery import Recovery
 from sae_kit.formats.base import SAES_FOLDER, save_sae
-from sae_kit.jobs.run_folder import Outcome, record_start
+from sae_kit.jobs.run_folder import Outcome, check_alone, record_start
 from sae_kit.log import LoggerConfig
 from sae_kit.models.hooks import torch_device
 from sae_kit.result import Result
@@ -44,10 +44,7 @@ def train_planted(values: dict[str, Any], folder: Path, *, resume: bool) -> Outc
         ValueError: the config does not fit together; nothing has been written then.
     """
     config = from_node(TrainPlanted, values)
-    if (size := world().size) > 1:
-        raise ValueError(
-            f"task: planted is the work of one process, not of {size}; start it without torchrun"
-        )
+    check_alone(config.task)
     stopwatch = Stopwatch()
     trainer = build_trainer(config, stopwatch)
     record_start(folder, values)

@@ -37,10 +37,10 @@ def tiny_run(out: Path, addition: str, seed: int) -> Path:
 def written(tmp_path_factory) -> tuple[Path, str]:
     """The folder of figures and rows of two seeds, and what is printed."""
     out = tmp_path_factory.mktemp("addition")
-    script = runpy.run_path(str(SCRIPT))
-    main = script["main"]
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # as when it is started
+        main = runpy.run_path(str(SCRIPT))["main"]
         patch.setitem(main.__globals__, "train", tiny_run)
         patch.setitem(main.__globals__, "print", printed.append)
         patch.setattr("sys.argv", [str(SCRIPT), str(out), "--seeds", "0", "1"])

@@ -18,7 +18,6 @@ from sae_kit.data import cache_writer
 from sae_kit.data.cache_manifest import open_shard, read_manifest, weights_hash
 from sae_kit.data.text import TextConfig
 from sae_kit.dist import World
-from sae_kit.jobs import cache_activations as job
 from sae_kit.jobs.run_folder import read_config
 from sae_kit.jobs.train import train
 from sae_kit.models.pretrained import save_model
@@ -174,7 +173,8 @@ def test_a_disk_that_is_too_small_is_refused(composed, settings, tmp_path, monke
 
 
 def test_it_is_the_work_of_one_process(composed, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "world", lambda: World(1, 2))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         composed(tmp_path / "run", *settings, name="cache") as cfg,
         pytest.raises(ValueError, match="one process, not of 2; start it without torchrun"),

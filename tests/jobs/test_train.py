@@ -57,6 +57,21 @@ def test_an_unknown_task_is_refused_and_leaves_nothing(composed, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("task", ["addition", "language_model", "planted"])
+def test_several_processes_are_refused_by_tasks_of_one_before_anything_is_written(
+    composed, tmp_path, monkeypatch, task
+):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    extra = ["data.text_paths=[a.txt]"] if task == "language_model" else []
+    with (
+        composed(tmp_path / "run", *extra, name=PRIMARY[task]) as cfg,
+        pytest.raises(ValueError, match=f"task: {task} is the work of one process, not of 2"),
+    ):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_task_is_refused(composed, tmp_path):
     with composed(tmp_path) as cfg, pytest.raises(ValueError, match="task: None"):
         train(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "task"]))

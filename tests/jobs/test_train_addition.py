@@ -72,13 +72,3 @@ def test_bad_settings_leave_no_folder(composed, tmp_path, override, message):
     ):
         train(cfg)
     assert not (tmp_path / "run").exists()
-
-
-def test_several_processes_are_refused(composed, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with (
-        composed(tmp_path / "run", *SETTINGS, name="addition") as cfg,
-        pytest.raises(ValueError, match="one process, not of 2"),
-    ):
-        train(cfg)

@@ -97,14 +97,3 @@ def test_saes_of_a_language_model_are_refused(composed, tiny_saes, tmp_path):
         train(cfg)
     with pytest.raises(ValueError, match="were not trained on planted rows"):
         run_eval(composed, tmp_path, "eval=recovery", f"run={tmp_path / 'run'}")
-
-
-def test_several_processes_are_refused_before_anything_is_written(composed, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with (
-        composed(tmp_path / "run", *SETTINGS, name="planted") as cfg,
-        pytest.raises(ValueError, match="one process, not of 2"),
-    ):
-        train(cfg)
-    assert not (tmp_path / "run").exists()
