@@ -1,7 +1,8 @@
 """What train.py runs: the task named in the config, from its start or from its last checkpoint."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig
@@ -35,9 +36,21 @@ def train(cfg: DictConfig) -> Outcome:
     with leaving_no_empty_folder():
         folder, values = resumed_run(cfg) if resume else start_run(cfg)
         dist.barrier()  # every process has looked before process 0 writes
-        if dist.world().rank > 0:
-            logging.getLogger("sae_kit").setLevel(logging.WARNING)
-        return _job(values)(values, folder, resume=resume)
+        with _heard_once():
+            return _job(values)(values, folder, resume=resume)
+
+
+@contextmanager
+def _heard_once() -> Iterator[None]:
+    """What all processes say alike is said by process 0; warnings are said by each."""
+    logger = logging.getLogger("sae_kit")
+    level = logger.level
+    if dist.world().rank > 0:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _job(values: dict[str, Any]) -> Job:

@@ -1,10 +1,12 @@
 """Which job a config asks for, and what is left when it cannot start."""
 
+import logging
 from signal import SIGTERM
 
 import pytest
 from omegaconf import OmegaConf
 
+from sae_kit import dist
 from sae_kit.jobs import train as train_module
 from sae_kit.jobs.run_folder import PRIMARY, Outcome, record_start, start_run
 from sae_kit.jobs.train import JOBS, train
@@ -75,3 +77,23 @@ def test_several_processes_are_refused_by_tasks_of_one_before_anything_is_writte
 def test_a_missing_task_is_refused(composed, tmp_path):
     with composed(tmp_path) as cfg, pytest.raises(ValueError, match="task: None"):
         train(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "task"]))
+
+
+def test_what_all_processes_say_alike_is_said_by_the_first(composed, tmp_path, monkeypatch):
+    logger = logging.getLogger("sae_kit")
+    heard = []
+
+    def job(*_, **__):
+        heard.append(logger.getEffectiveLevel())
+        return Outcome()
+
+    monkeypatch.setitem(JOBS, "saes", job)
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    before = logger.getEffectiveLevel()
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with composed(tmp_path / rank) as cfg:
+            train(cfg)
+    assert heard == [before, logging.WARNING]
+    assert logger.getEffectiveLevel() == before
