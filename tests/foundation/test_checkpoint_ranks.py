@@ -68,6 +68,7 @@ def save_with_a_full_disk(here: World, folder: Path) -> str:
     return "saved"
 
 
+@pytest.mark.slow
 def test_what_one_disk_refuses_none_has_saved(tmp_path):
     for said in in_ranks(save_with_a_full_disk, tmp_path):
         assert "No space left on device: could not write" in said

@@ -66,6 +66,7 @@ def test_continued_by_one(tiny, tmp_path, mode):
     assert len(list((folder / "saes").iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -86,9 +87,3 @@ def test_what_does_not_fit_is_said_before_work_starts(tiny, tmp_path, changed, m
         assert message in one.err
         assert "Traceback" not in one.err
     assert not folder.exists()
-
-
-def test_a_language_model_is_trained_by_one_process(tiny, tmp_path):
-    runs = run(tiny, *tiny.language_model(), f"hydra.run.dir={tmp_path / 'run'}")
-    assert [one.status for one in runs] == [2, 2]
-    assert "task: language_model is the work of one process, not of 2" in runs[0].err

@@ -183,6 +183,7 @@ def test_the_command_itself(tiny, tmp_path):
     assert_same(folder, reference)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     folder = tmp_path / "run"
     arguments = tiny.saes(trainer__lr=1e30, trainer__checkpoint_every=1, trainer__log_every=1)
