@@ -101,6 +101,8 @@ def train(options: argparse.Namespace) -> None:
         lr_warm_up_steps=options.warmup_steps or 0,
         lr_decay_steps=options.decay_steps,
     )
+    if options.beta2 is not None:
+        config.adam_beta2 = options.beta2
     if options.dead_after:
         config.dead_feature_window = math.ceil(options.dead_after / options.batch_rows)
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(batches))
@@ -189,6 +191,7 @@ def main() -> None:
     line = CommandLine(__doc__.split("\n")[0], ARCHITECTURES)
     line.add_penalties()
     line.add_run()
+    line.train.add_argument("--beta2", type=float, help="Adam's; default: its own")
     options = line.parser.parse_args()
     {"step": step, "train": train, "run": run}[options.command](options)
 
