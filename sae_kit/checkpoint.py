@@ -21,7 +21,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, TypeVar, final
 
 from torch import Tensor
 
@@ -43,15 +43,6 @@ Found = TypeVar("Found")
 logger = logging.getLogger(__name__)
 
 TENSORS, SKELETON, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A part of a run that can be saved and continued exactly."""
-
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> None: ...
 
 
 def save_checkpoint(
@@ -123,7 +114,7 @@ class Parts(Sequence[State]):
             raise DamagedFileError(
                 f"{self.path}: no such checkpoint (in {self.path.parent}: {others})"
             )
-        entries = _read_manifest(self.path)
+        self.step, entries = _read_manifest(self.path)
         for name, entry in entries.items():
             _check_file(self.path / name, entry)
         self._n = sum(bool(_OWN.fullmatch(name)) and name.endswith(".json") for name in entries)
@@ -293,14 +284,14 @@ def _prune(folder: Path, written: Path, keep: int) -> None:
 
 def _looks_complete(path: Path) -> bool:
     try:
-        files = _read_manifest(path)
+        _, files = _read_manifest(path)
         return all((path / name).stat().st_size == files[name]["n_bytes"] for name in files)
     except (DamagedFileError, OSError):
         return False
 
 
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's file entries, after checking the manifest against its own checksum."""
+def _read_manifest(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The step and the entries of files, after checking the manifest against its own checksum."""
     file = path / MANIFEST
     with reading(file):
         text = file.read_bytes()
@@ -312,7 +303,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         raise DamagedFileError(f"{file}: not a manifest; the file is damaged") from error
     if not intact or not {TENSORS, SKELETON} <= set(body["files"]):
         raise DamagedFileError(f"{file}: checksum differs; the file is damaged")
-    return body["files"]
+    return body["step"], body["files"]
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:

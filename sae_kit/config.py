@@ -250,6 +250,8 @@ _SCALARS = (bool, int, float, str, type(None))
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {value} is not finite; give a number")
     if type(value) is hint:
         return value
     if hint is int and isinstance(value, float) and value.is_integer():

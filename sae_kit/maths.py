@@ -245,33 +245,3 @@ class StreamingMoments:
         self.count = state["count"]
         self.mean = state["mean"].to(self.mean.device)
         self._deviations = state["deviations"].to(self.mean.device)
-
-
-@final
-class StreamingFVU:
-    """`fvu` of rows seen in batches, about the mean row of all of them (not of each batch)."""
-
-    def __init__(self, width: int, *, device: torch.device | str = "cpu") -> None:
-        self.width = width
-        self._moments = StreamingMoments(width, device=device)
-        self._residual = torch.zeros((), dtype=torch.float64, device=device)
-
-    def update(
-        self, x: Float[Tensor, "rows {self.width}"], x_hat: Float[Tensor, "rows {self.width}"]
-    ) -> None:
-        """Take in a batch of rows and their reconstructions."""
-        residual = x.detach().double() - x_hat.detach().double()
-        self._residual = self._residual + residual.square().sum()
-        self._moments.update(x)
-
-    def value(self) -> float:
-        """The FVU so far; NaN before the first row."""
-        return (self._residual / self._moments.total_deviation()).item()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"moments": self._moments.state_dict(), "residual": self._residual}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of an instance of the same width."""
-        self._moments.load_state_dict(state["moments"])
-        self._residual = state["residual"].to(self._residual.device)

@@ -158,11 +158,13 @@ class LiveConfig(ActivationsConfig, kind="live"):
         stopwatch: Stopwatch,
     ) -> "LiveSource":
         """The source at its start, its buffer empty until `prepare`."""
-        own = replace(self, buffer_rows=-(-self.buffer_rows // dist.world().size))
+        size = dist.world().size
+        own = replace(self, buffer_rows=-(-self.buffer_rows // size))
         if own.buffer_rows < batch_rows:
+            of_all = size * batch_rows  # as the config counts them
             raise ValueError(
-                f"activations.buffer_rows: {self.buffer_rows} is less than a batch of {batch_rows} "
-                f"rows; give at least {16 * batch_rows} so that batches mix contexts, or lower "
+                f"activations.buffer_rows: {self.buffer_rows} is less than a batch of {of_all} "
+                f"rows; give at least {16 * of_all} so that batches mix contexts, or lower "
                 "trainer.batch_rows"
             )
         return LiveSource(

@@ -92,7 +92,10 @@ def train_saes(values: dict[str, Any], folder: Path, *, resume: bool) -> Outcome
             export(config, subject, trainer, folder)
         silent = silent_shares(trainer)  # after which everything is saved
         if world().rank == 0:
-            saes = trainer.saes if len(trainer.saes) == len(sites) else load_saes(folder)
+            saes: Mapping[Site, SAE] = trainer.saes
+            if len(saes) < len(sites):  # other processes have the others
+                device = subject.model.device
+                saes = {site: sae.to(device) for site, sae in load_saes(folder).items()}
             result = measure(config, subject, trainer, saes, folder)
             log.info("\n%s\n\n%s", closing_table(result, silent), whats_next(folder, sites))
             score = float(result.scalars["mean_fvu"])

@@ -15,6 +15,7 @@ Limits: first derivatives only.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,15 +118,13 @@ class _TopPreActivations(torch.autograd.Function):
         ctx: Any, grad: Tensor, _: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, encoder_rows, indices = ctx.saved_tensors
-        d_sae = encoder_rows.shape[0]
         needs_x, needs_encoder, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.contiguous()
+        by_latent = _ByLatent.of(indices, encoder_rows.shape[0])
         return (
             _weighted_rows(encoder_rows, indices, grad) if needs_x else None,
-            _latent_sums(x, indices, grad, d_sae) if needs_encoder else None,
-            grad.new_zeros(d_sae).index_add_(0, indices.flatten(), grad.flatten())
-            if needs_bias
-            else None,
+            by_latent.sums(x, grad) if needs_encoder else None,
+            by_latent.totals(grad) if needs_bias else None,
             None,
             None,
         )
@@ -204,7 +203,9 @@ class _SparseDecode(torch.autograd.Function):
         return (
             _row_products(grad, decoder_rows, indices) if needs_values else None,
             None,
-            _latent_sums(grad, indices, values, decoder_rows.shape[0]) if needs_decoder else None,
+            _ByLatent.of(indices, decoder_rows.shape[0]).sums(grad, values)
+            if needs_decoder
+            else None,
         )
 
 
@@ -227,20 +228,40 @@ def _row_products(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     return products.view(rows, k)
 
 
-def _latent_sums(x: Tensor, indices: Tensor, weights: Tensor, d_sae: int) -> Tensor:
-    """[rows d], [rows k], [rows k] -> [d_sae d]: per latent, the weighted sum of its rows of x."""
-    latents = indices.flatten()
-    # int32 halves the sort; stable, so that each latent adds its rows up in the order of the batch.
-    order = latents.int().sort(stable=True).indices
-    first = F.pad(torch.bincount(latents, minlength=d_sae).cumsum(0), (1, 0))
-    return F.embedding_bag(
-        order // indices.shape[1],
-        x.contiguous(),
-        first,
-        per_sample_weights=weights.flatten()[order],
-        mode="sum",
-        include_last_offset=True,
-    )
+@dataclass(frozen=True)
+class _ByLatent:
+    """The active latents of a batch, [rows k], sorted by latent: sums run in the order of the rows,
+    on every device (`index_add_` adds up as threads arrive on some)."""
+
+    order: Tensor
+    """Places in the flattened indices, [rows * k]."""
+    first: Tensor
+    """Where each latent's places begin in `order`, and where the last one's end: [d_sae + 1]."""
+    k: int
+
+    @staticmethod
+    def of(indices: Tensor, d_sae: int) -> "_ByLatent":
+        latents = indices.flatten()
+        order = latents.int().sort(stable=True).indices  # int32 halves the sort
+        first = F.pad(torch.bincount(latents, minlength=d_sae).cumsum(0), (1, 0))
+        return _ByLatent(order, first, indices.shape[1])
+
+    def sums(self, x: Tensor, weights: Tensor) -> Tensor:
+        """[rows d], [rows k] -> [d_sae d]: per latent, the weighted sum of its rows of x."""
+        return F.embedding_bag(
+            self.order // self.k,
+            x.contiguous(),
+            self.first,
+            per_sample_weights=weights.flatten()[self.order],
+            mode="sum",
+            include_last_offset=True,
+        )
+
+    def totals(self, values: Tensor) -> Tensor:
+        """[rows k] -> [d_sae]: per latent, the sum of its values."""
+        column = values.reshape(-1, 1)
+        bags = F.embedding_bag(self.order, column, self.first, mode="sum", include_last_offset=True)
+        return bags[:, 0]
 
 
 # --- losses ---------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class _PreActivations(torch.autograd.Function):
         return (
             _sums_by_row(encoder_rows, pairs, grad) if needs_x else None,
             _sums_by_latent(x, pairs, grad) if needs_encoder else None,
-            grad.new_zeros(pairs.d_sae).index_add_(0, pairs.latents, grad) if needs_bias else None,
+            _totals_by_latent(pairs, grad) if needs_bias else None,
             None,
             None,
         )
@@ -173,6 +173,13 @@ def _sums_by_latent(x: Tensor, pairs: Pairs, weights: Tensor) -> Tensor:
     """[rows d], [n] -> [d_sae d]: for each latent, the weighted sum of its rows of x."""
     order, first = pairs.by_latent
     return _bags(x.contiguous(), pairs.rows[order], first, weights[order])
+
+
+def _totals_by_latent(pairs: Pairs, values: Tensor) -> Tensor:
+    """[n] -> [d_sae]: for each latent, the sum of its values, in the order of the rows."""
+    order, first = pairs.by_latent
+    column = values.reshape(-1, 1)
+    return F.embedding_bag(order, column, first, mode="sum", include_last_offset=True)[:, 0]
 
 
 def _bags(table: Tensor, listed: Tensor, first: Tensor, weights: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, final, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from sae_kit import dist
 from sae_kit.checkpoint import checkpoints, latest_parts, save_checkpoint
 from sae_kit.dist import PeerLost, world
 from sae_kit.log import JsonlLogger, Logger, Progress
+from sae_kit.maths import all_finite
 from sae_kit.state import State
 from sae_kit.train.allocator import give_back_memory
 
@@ -111,7 +111,7 @@ class Loop:
             return False
         parts = latest_parts(self.folder)
         self.task.load_parts(_Tasks(parts))
-        self.n_done = int(parts.path.name.removeprefix("step_"))
+        self.n_done = parts.step
         log.info("resumed from %s (step %d of %d)", parts.path, self.n_done, self.plan.n_steps)
         return True
 
@@ -267,7 +267,7 @@ def _reason(error: OSError) -> str:
 def _first_not_finite(state: Any, where: str) -> str | None:
     """The path of the first floating-point tensor in `state` with a NaN or infinity, if any."""
     if isinstance(state, Tensor):
-        bad = state.is_floating_point() and not bool(torch.isfinite(state).all())
+        bad = state.is_floating_point() and not all_finite(state)
         return where if bad else None
     if isinstance(state, Mapping):
         items: Iterable[tuple[Any, Any]] = state.items()

@@ -6,8 +6,9 @@
             activations go to the process that owns their site
 
 `trainer.batch_rows` counts the rows of all processes together, so a run has the same steps whatever
-their number. With `data`, two processes of B rows do what one of 2B does, up to rounding, for
-architectures whose rows do not compete (BatchTopK and Matryoshka share out the budget of each
+their number. (Which rows these are depends on it: live activations come from contexts and a buffer
+of each process's own.) With `data`, two processes of B rows do what one of 2B does, up to rounding,
+for architectures whose rows do not compete (BatchTopK and Matryoshka share out the budget of each
 process's rows); means over a batch inside a loss (the variance that the auxiliary loss is relative
 to) are each process's own. With `sites`, every SAE sees whole batches. `data` holds everything
 size-fold and sends gradients; `sites` divides SAEs and optimisers among the processes and sends

@@ -15,3 +15,13 @@ def trapezoid(step: int, *, n_steps: int, n_warmup: int, n_decay: int) -> float:
     left = n_steps - step
     down = left / n_decay if left < n_decay else 1.0
     return max(0.0, min(up, down))
+
+
+def peak(*, n_steps: int, n_warmup: int, n_decay: int) -> float:
+    """The largest multiplier of a run: below 1 where rise and fall leave each other no room."""
+    if n_warmup + n_decay <= n_steps:
+        return 1.0
+    steps = range(n_steps)
+    return max(
+        trapezoid(step, n_steps=n_steps, n_warmup=n_warmup, n_decay=n_decay) for step in steps
+    )

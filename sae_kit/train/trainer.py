@@ -10,6 +10,7 @@ behind it see.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ from sae_kit.train.firing import Firing
 from sae_kit.train.loop import Diverged, Loop, LoopPlan, Metrics
 from sae_kit.train.objective import Objective, SiteOutput, Trained
 from sae_kit.train.parallel import PARALLEL, Parallel, Replicated
-from sae_kit.train.schedule import trapezoid
+from sae_kit.train.schedule import peak, trapezoid
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("exact", "screened")
 EXPLODED = 1e4
@@ -212,7 +215,8 @@ class Trainer:
         """Fill the buffer and start every SAE from the data."""
         self.source.prepare()
         for one in self.trained:
-            x, target = (self.source.sample(site, N_INIT_ROWS) for site in (one.reads, one.writes))
+            x = self.source.sample(one.reads, N_INIT_ROWS)
+            target = x if one.writes == one.reads else self.source.sample(one.writes, N_INIT_ROWS)
             if one.sae.is_transcoder:
                 aim(one.sae, x, target)
             else:
@@ -240,8 +244,19 @@ class Trainer:
         )
         loop = Loop(self, plan, folder=folder, loggers=loggers)
         if not (resume and loop.resume()):
+            self._warn_of_a_low_peak()
             self.initialise()
         return loop.run()
+
+    def _warn_of_a_low_peak(self) -> None:
+        c = self.config
+        top = peak(n_steps=c.n_steps, n_warmup=c.n_warmup_steps, n_decay=c.n_decay_steps)
+        if top < 1:
+            log.warning(
+                "the learning rate never gets above %.3g: %d warm-up steps and %d of decay do not "
+                "fit into %d; lower trainer.n_warmup_steps or raise trainer.n_tokens",
+                *(top * c.lr, c.n_warmup_steps, c.n_decay_steps, c.n_steps),
+            )
 
     def step(self, step: int, *, measure: bool) -> Metrics:
         """One optimiser step of every SAE."""
@@ -285,8 +300,8 @@ class Trainer:
         for sae in self.saes.values():
             if not sae.screens:
                 raise ValueError(
-                    f"precision: 'screened' does not fit sae.arch={sae.config.word}, whose active "
-                    "latents are not a fixed number; give trainer.precision=exact"
+                    f"precision: 'screened' does not fit sae.arch={sae.config.word}: its active "
+                    "latents are not the largest of a row or batch; give trainer.precision=exact"
                 )
             sae.screened = True
 

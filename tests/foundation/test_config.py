@@ -143,6 +143,8 @@ def test_exact_type_wins_in_a_union() -> None:
         ({"n_tokens": None}, r"^trainer\.n_tokens: expected int, got NoneType"),
         ({"n_tokens": "???"}, r"^trainer\.n_tokens: missing"),
         ({"lr": False}, r"^trainer\.lr: expected float, got bool"),
+        ({"lr": float("nan")}, r"^trainer\.lr: nan is not finite"),
+        ({"lr": float("-inf")}, r"^trainer\.lr: -inf is not finite"),
         ({"lr": 10**400}, r"^trainer\.lr: expected float, got int 1000"),
         ({"on": 1}, r"^trainer\.on: expected bool, got int 1"),
         ({"note": 3}, r"^trainer\.note: expected str, got int 3"),

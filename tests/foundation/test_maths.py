@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from sae_kit.maths import (
     Predictions,
-    StreamingFVU,
     StreamingMoments,
     all_finite,
     bootstrap_interval,
@@ -190,18 +189,6 @@ def test_moments_of_too_few_rows_and_wrong_asks() -> None:
         moments.merge(StreamingMoments(2, with_cov=True))
     with pytest.raises(ValueError, match=r"saved with shape \(2, 2\)"):
         moments.load_state_dict(StreamingMoments(2, with_cov=True).state_dict())
-
-
-def test_streaming_fvu_equals_whole_and_resumes() -> None:
-    x = torch.cat([randn(30, 4), 5 + randn(30, 4, seed=1)])  # batches with different means
-    x_hat = x + 0.3 * randn(60, 4, seed=2)
-    streaming = StreamingFVU(4)
-    assert math.isnan(streaming.value())
-    streaming.update(x[:30], x_hat[:30])
-    continued = StreamingFVU(4)
-    continued.load_state_dict(streaming.state_dict())
-    continued.update(x[30:], x_hat[30:])
-    assert continued.value() == pytest.approx(fvu(x, x_hat).item(), rel=1e-12)
 
 
 # --- bootstrap ------------------------------------------------------------------------------------

@@ -111,6 +111,15 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(tmp_path, caplog):
     assert f"{tmp_path} has no checkpoint yet" in caplog.text
 
 
+def test_a_checkpoint_that_was_about_to_be_replaced_is_resumed_from(tmp_path):
+    make(Counting(), tmp_path).run()
+    whole = tmp_path / "checkpoints" / "step_10"
+    whole.rename(whole.with_name(".step_10.old"))  # where a kill between two renames leaves it
+    loop = make(Counting(), tmp_path)
+    assert loop.resume()
+    assert loop.n_done == 10
+
+
 def test_damaged_checkpoints_alone_are_no_beginning(tmp_path):
     make(Counting(), tmp_path).run()
     for path in checkpoints(tmp_path / "checkpoints"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_kit.train.schedule import trapezoid
+from sae_kit.train.schedule import peak, trapezoid
 
 
 def rates(n_steps: int, n_warmup: int, n_decay: int) -> list[float]:
@@ -37,3 +37,11 @@ def test_every_step_learns(n_warmup, n_decay):
 def test_after_the_last_step_it_is_zero():
     assert trapezoid(20, n_steps=20, n_warmup=0, n_decay=5) == 0
     assert trapezoid(25, n_steps=20, n_warmup=0, n_decay=5) == 0
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "n_warmup", "n_decay"), [(10, 4, 2), (5, 0, 0), (4, 4, 4), (10, 100, 3), (7, 0, 20)]
+)
+def test_the_peak_is_the_largest_rate(n_steps, n_warmup, n_decay):
+    largest = max(rates(n_steps, n_warmup, n_decay))
+    assert peak(n_steps=n_steps, n_warmup=n_warmup, n_decay=n_decay) == largest

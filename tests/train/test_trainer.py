@@ -312,6 +312,13 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(tmp_path
     assert_equal(weights(again), weights(whole))
 
 
+@pytest.mark.parametrize(("n_warmup", "warned"), [(4, False), (15, False), (16, True), (40, True)])
+def test_a_rate_that_is_never_reached_is_said(tmp_path, caplog, n_warmup, warned):
+    config = replace(CONFIG, n_warmup_steps=n_warmup)  # 20 steps, of which the last 6 decay
+    make(config).fit(tmp_path, [])
+    assert ("the learning rate never gets above" in caplog.text) == warned
+
+
 def test_the_time_is_told_apart():
     stopwatch = Stopwatch()
     trainer = Trainer(
