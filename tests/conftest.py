@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,20 @@ def random_gpt2(config: GPT2Config = SMALL, *, seed: int = 0) -> GPT2:
         if ".ln" in name or name.startswith("ln"):
             p += 1.0 if name.endswith(".w") else 0.0
     return model.eval()
+
+
+@contextmanager
+def parts_run(model: GPT2) -> Iterator[list[str]]:
+    """Within, every part of the model that runs adds its name: "blocks.0.ln1", "blocks.0.attn"."""
+    names: list[str] = []
+    hooks = [
+        part.register_forward_pre_hook(lambda *_, name=name: names.append(name))
+        for name, part in model.named_modules()
+        if name
+    ]
+    yield names
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Whole contexts as training batches, for objectives that run the model on.
 
 A batch is some contexts in the order of the text: the activations of their counting positions in
-reading order, and the model's own runs that these come from (`Batch.runs`), with predictions. It
+reading order, and the model's own runs that these come from (`Batch.runs`). A run has gone as far
+as the rows need, and goes on to the sites observed and to its predictions when asked. A batch
 holds as many contexts as come nearest to `batch_rows` positions. All positions are counted so, also
 those that are dropped: a step is always `batch_rows` tokens of a run's n_tokens, and the number of
 steps what it is for any other source.
@@ -9,8 +10,8 @@ steps what it is for any other source.
 Activations are scaled as by `LiveSource`, with the mean norm of the first positions of the text.
 
 Limits: no shuffling beyond the order in which contexts come, so a batch's rows are from few
-contexts. The own logits of a batch are all in memory: batch_rows times the vocabulary, 0.4 GB for
-2,048 positions of GPT-2.
+contexts. Once predictions are asked for, the own logits of a batch are all in memory: batch_rows
+times the vocabulary, 0.4 GB for 2,048 positions of GPT-2.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_kit import dist
 from sae_kit.data.activations import (
     MAX_EMPTY_PASSES,
     ActivationsConfig,
@@ -56,24 +58,23 @@ def open_contexts(
         model: gives the activations, and is run on with others.
         sites: what SAEs read and write.
         tokens: the text.
-        observed: further sites, whose activations in the model's runs are kept.
-        batch_rows: positions in a batch, to the nearest context.
+        observed: further sites, whose activations the model's runs are to give on demand.
+        batch_rows: positions in a batch of this process, to the nearest context.
         special_ids: tokens that do not count, if `config` drops them.
         stopwatch: counts where the time goes.
 
     Raises:
-        ValueError: activations of a kind that has no model, or less than a context to a batch.
+        ValueError: activations of a kind that has no model, a site without a width, or less than a
+            context to a batch.
     """
     if not isinstance(config, LiveConfig):
         raise ValueError(
             f"activations.kind: {config.word!r} has no whole contexts and no model, which end-to-"
             "end objectives need; give activations=live or objective=local"
         )
-    if batch_rows < tokens.context_size:
-        raise ValueError(
-            f"trainer.batch_rows: {batch_rows} is less than one context of {tokens.context_size} "
-            f"positions; give {tokens.context_size} or more, or lower data.context_size"
-        )
+    _check_rows(batch_rows, tokens.context_size)
+    for site in observed:
+        _check_width(model, site)
     return ContextSource(
         config,
         model,
@@ -84,6 +85,28 @@ def open_contexts(
         special_ids=special_ids,
         stopwatch=stopwatch,
     )
+
+
+def _check_rows(own_rows: int, context_size: int) -> None:
+    """Whether a process's part of a batch holds a context; users know the whole batch only."""
+    if own_rows < context_size:
+        n = dist.world().size
+        shared = f" shared by {n} processes is {own_rows} for each, which" if n > 1 else ""
+        raise ValueError(
+            f"trainer.batch_rows: {n * own_rows}{shared} is less than one context of "
+            f"{context_size} positions; give {n * context_size} or more, or lower data.context_size"
+        )
+
+
+def _check_width(model: Hookable, site: Site) -> None:
+    """Whether positions can be compared at a site that an objective observes."""
+    try:
+        model.width(site)
+    except ValueError as error:
+        raise ValueError(
+            f"objective.downstream_sites: positions cannot be compared ({error}); give sites such "
+            "as 'blocks.*.hook_resid_post'"
+        ) from error
 
 
 @final
@@ -109,9 +132,10 @@ class ContextSource(ActivationSource):
         self.drop_first_position = config.drop_first_position
         self.drop_special_tokens = config.drop_special_tokens
         self.widths = {site: model.width(site) for site in sites}
-        self.captured = list(dict.fromkeys([*sites, *observed]))
+        self.observed = list(observed)
+        self.measured = list(dict.fromkeys([*sites, *observed]))  # what needs a scale
         self.scales: dict[Site, float] = {}
-        self.passes = Passes(config, model, self.captured, special_ids)
+        self.passes = Passes(config, model, self.measured, special_ids)
         self.stopwatch = stopwatch
         self._sample: dict[Site, Tensor] = {}
         self._per_run = 0
@@ -137,11 +161,11 @@ class ContextSource(ActivationSource):
             passes: list[dict[Site, Tensor]] = []
             while n_rows < N_SAMPLE_ROWS:
                 passes.append(self._next_rows())
-                n_rows += len(passes[-1][self.captured[0]])
+                n_rows += len(passes[-1][self.measured[0]])
             self.tokens.load_state_dict(position)
             self._sample = {
                 site: torch.cat([rows[site] for rows in passes])[:N_SAMPLE_ROWS]
-                for site in self.captured
+                for site in self.measured
             }
         return self._sample
 
@@ -158,7 +182,7 @@ class ContextSource(ActivationSource):
         counts = self.passes.counting(tokens)
         with self.stopwatch("model forward"):
             runs = [
-                CleanRun(self.model, some, which, capture=self.captured)
+                CleanRun(self.model, some, which, capture=self.widths, observe=self.observed)
                 for some, which in zip(tokens.split(n), counts.split(n), strict=True)
             ]
         acts = {

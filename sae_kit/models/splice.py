@@ -44,9 +44,10 @@ def _alone(site: Site) -> bool:
 class CleanRun:
     """A model's own run on whole contexts, to splice into and to compare with.
 
-    It stops at the last captured site if it can; it goes on from there when somebody wants to know
-    the predictions. No gradient reaches the model's own run; through a spliced one it reaches what
-    was put in.
+    It stops at the last captured site. When somebody wants to know what comes behind (predictions,
+    or sites observed), it goes on from the last residual-stream site that it has passed; both parts
+    together are, bit for bit, one whole run. No gradient reaches the model's own run; through a
+    spliced one it reaches what was put in.
     """
 
     acts: Mapping[Site, Tensor]
@@ -59,30 +60,58 @@ class CleanRun:
         counts: Bool[Tensor, "batch pos"],
         *,
         capture: Collection[Site],
+        observe: Collection[Site] = (),
     ) -> None:
-        """Run `model` on `tokens`, of which those positions count where `counts` is true."""
+        """Run `model` up to the last site of `capture`.
+
+        Args:
+            model: what to run.
+            tokens: the contexts.
+            counts: true for the positions that count.
+            capture: sites whose activations are wanted now; at least one.
+            observe: sites whose activations may be asked for later, anywhere in the model.
+        """
         self.model, self.tokens = model, tokens.to(model.device)
         # Numbers, found where the mask lies: a GPU would have to be waited for to learn how many.
         places = counts.flatten().nonzero()[:, 0]
         self.n_rows = len(places)
         """How many positions count."""
         self._places = places.to(model.device)
-        last = [site for site in model.sites() if site in set(capture)][-1]
-        self._stop = last if _alone(last) else None
+        order = list(model.sites())
+        stop = max(capture, key=order.index)
+        passed = order[: order.index(stop) + 1]
+        self._door = next((site for site in reversed(passed) if _alone(site)), None)
+        self._observe = tuple(observe)
+        self._wanted = frozenset([*capture, *observe])
+        kept = [site for site in passed if site in self._wanted or site == self._door]
         with torch.no_grad():
-            self._run = model.run(self.tokens, capture=capture, stop=self._stop)
-        self.acts = self._run.acts
+            self._run = model.run(self.tokens, capture=kept, stop=stop)
+        self.acts = {site: self._run.acts[site] for site in capture}
+
+    @cached_property
+    def _rest(self) -> Run:
+        """The run from the door to the end; a whole one where there is no door."""
+        sites = list(self.model.sites())
+        behind = sites if self._door is None else sites[sites.index(self._door) :]
+        # Captured sites too, though they are known: reading the inside of attention or of a
+        # LayerNorm makes the model compute it another way, and both parts are to be one run.
+        wanted = [site for site in behind if site in self._wanted]
+        with torch.no_grad():
+            if self._door is None:
+                return self.model.run(self.tokens, capture=wanted)
+            entered = self._run.acts[self._door]
+            return run_with(self.model, self.tokens, self._door, entered, capture=wanted)
 
     @cached_property
     def predictions(self) -> Predictions:
         """The next-token distributions at all positions, `[batch * pos, vocab]`."""
-        with torch.no_grad():
-            run = (
-                self._run
-                if self._stop is None
-                else run_with(self.model, self.tokens, self._stop, self.acts[self._stop])
-            )
-            return Predictions(flat_logits(run))
+        return Predictions(flat_logits(self._rest))
+
+    @cached_property
+    def observed(self) -> Mapping[Site, Tensor]:
+        """The activations at the observed sites, `[batch pos *axes]`."""
+        known = {**self._rest.acts, **self._run.acts}
+        return {site: known[site] for site in self._observe}
 
     def select(self, acts: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "rows width"]:
         """The counting positions of activations on these contexts, in reading order."""

@@ -29,11 +29,16 @@ dictionary learning" (2405.12241): both losses, and the coefficients 1, and 0.5 
   of a Matryoshka SAE.
 - Sites do not know of each other: each SAE has a spliced run of its own, and all compare with the
   same run of the model. Gradients reach the SAE alone.
+- Time. The local part runs the model no further than to the last site that an SAE reads or writes;
+  what comes behind is computed when the loss above first asks for it (`CleanRun`).
 - Memory. The runs of a batch are taken one after the other, and each is differentiated before the
   next begins: beside the logits of the own runs, those of one spliced run and their gradient exist.
 
 Limits: rows of a batch come from few contexts, in reading order; there is no shuffle buffer. KL
-has float32's rounding, about 1e-6.
+has float32's rounding, about 1e-6. Several processes (trainer.parallel=data) are one with as many
+times the contexts only nearly: each has the same weight in the mean gradient, whether more or fewer
+of its positions count, and multiplies its loss by a factor of its own, from its own part of the
+batch.
 """
 
 from abc import ABC, abstractmethod
@@ -229,7 +234,7 @@ class Spliced:
         errors = []
         for site in self.sites:
             own, other = (
-                run.select(acts[site]).to(recon.dtype) for acts in (run.acts, spliced.acts)
+                run.select(acts[site]).to(recon.dtype) for acts in (run.observed, spliced.acts)
             )
             relative = one.sae.d_out / own.shape[-1]
             errors.append(relative * (scales[site] * (other - own)).square().sum())

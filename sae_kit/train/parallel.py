@@ -10,9 +10,11 @@ their number. (Which rows these are depends on it: live activations come from co
 of each process's own.) With `data`, two processes of B rows do what one of 2B does, up to rounding,
 for architectures whose rows do not compete (BatchTopK and Matryoshka share out the budget of each
 process's rows); means over a batch inside a loss (the variance that the auxiliary loss is relative
-to) are each process's own. With `sites`, every SAE sees whole batches. `data` holds everything
-size-fold and sends gradients; `sites` divides SAEs and optimisers among the processes and sends
-activations, a small part of that: it is the choice where there are enough sites.
+to) are each process's own. So is the factor that end-to-end objectives multiply their loss by, and
+their processes have not quite equally many rows, but equal weight. With `sites`, every SAE sees
+whole batches. `data` holds everything size-fold and sends gradients; `sites` divides SAEs and
+optimisers among the processes and sends activations, a small part of that: it is the choice where
+there are enough sites.
 
 Limits: gradients and activations are sent between computations, not beside them.
 """

@@ -52,7 +52,7 @@ def batch(model) -> Batch:
     tokens = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(7))
     counts = torch.arange(6).expand(4, 6) > 0
     runs = [
-        CleanRun(model, some, which, capture=list(model.sites()))
+        CleanRun(model, some, which, capture=list(WIDTHS), observe=list(model.sites()))
         for some, which in zip(tokens.split(2), counts.split(2), strict=True)
     ]
     scales = dict.fromkeys(model.sites(), 0.7)
@@ -118,7 +118,11 @@ def test_totals_add_up(objective, saes, batch):
 
 def test_the_batch_is_left_as_it_was(objective, saes, batch):
     def everything():
-        of_runs = [t for run in batch.runs for t in (*run.acts.values(), run.predictions.logits)]
+        of_runs = [
+            t
+            for run in batch.runs
+            for t in (*run.acts.values(), *run.observed.values(), run.predictions.logits)
+        ]
         return [*batch.acts.values(), *of_runs]
 
     before = [tensor.clone() for tensor in everything()]

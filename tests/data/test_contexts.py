@@ -96,9 +96,11 @@ def test_the_runs_are_those_the_rows_come_from():
         tokens_of(4, 2).tolist(),
     ]
     assert sum(run.n_rows for run in batch.runs) == len(batch.acts[SITES[0]])
-    for site in (*SITES, LATER):
+    for site in SITES:
         rows = torch.cat([run.select(run.acts[site]) for run in batch.runs])
         assert_close(rows, expected(site, 0, 6), rtol=1e-4, atol=1e-5)
+    rows = torch.cat([run.select(run.observed[LATER]) for run in batch.runs])
+    assert_close(rows, expected(LATER, 0, 6), rtol=1e-4, atol=1e-5)
     logits = torch.cat([run.predictions.logits for run in batch.runs])
     assert_close(logits, MODEL.run(tokens_of(0, 6)).logits.flatten(0, 1), rtol=1e-4, atol=1e-4)
 
@@ -218,8 +220,24 @@ def test_activations_without_a_model_are_refused():
 
 
 def test_less_than_a_context_to_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"trainer\.batch_rows: 15 .* one context of 16"):
+    message = r"trainer\.batch_rows: 15 is less than one context of 16 positions; give 16 or more"
+    with pytest.raises(ValueError, match=message):
         open_source(batch_rows=15)
+
+
+def test_what_is_said_of_a_batch_is_said_of_all_processes_together(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = r"batch_rows: 60 shared by 4 processes is 15 for each, .* of 16 .*; give 64 or more"
+    with pytest.raises(ValueError, match=message):
+        open_source(batch_rows=15)
+    assert next(open_source(batch_rows=64 // 4)).n_contexts == 1
+
+
+def test_sites_at_which_positions_have_no_width_are_refused():
+    message = r"objective\.downstream_sites: .* 'blocks\.2\.attn\.hook_pattern' has axes"
+    with pytest.raises(ValueError, match=message):
+        open_source(observed=(LATER, "blocks.2.attn.hook_pattern"))
 
 
 def test_the_time_is_told_apart():

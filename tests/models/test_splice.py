@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, random_gpt2
+from conftest import SMALL, parts_run, random_gpt2
 from torch.testing import assert_close
 
 from sae_kit.models.gpt2 import GPT2
@@ -104,11 +104,64 @@ def test_a_half_precision_model_takes_float32_rows(tokens, counts):
     assert clean.kl(run).dtype == torch.float32
 
 
-@pytest.mark.parametrize("sites", [SITES[:1], [SITES[0], "blocks.1.mlp.hook_post"]])
-def test_predictions_are_those_of_an_uninterrupted_run(sites, tokens, counts):
-    """Whether the run stops at its last captured site and goes on later, or cannot stop there."""
-    clean = CleanRun(MODEL, tokens, counts, capture=sites)
-    assert torch.equal(clean.predictions.logits, MODEL.run(tokens).logits.flatten(0, 1))
+# --- a clean run in two parts ---------------------------------------------------------------------
+
+CAPTURED = [
+    [SITES[0]],
+    ["blocks.2.hook_resid_pre", "blocks.0.hook_resid_post"],
+    ["blocks.1.hook_mlp_out"],
+    ["blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"],
+    ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_z"],
+    ["hook_embed"],
+    ["ln_final.hook_normalized"],
+]
+OBSERVED = [
+    "blocks.2.hook_resid_post",
+    "blocks.0.hook_resid_mid",
+    "blocks.1.ln2.hook_scale",
+    "blocks.1.hook_mlp_out",
+    "blocks.2.attn.hook_result",
+]
+
+
+@pytest.mark.parametrize("sites", CAPTURED)
+@pytest.mark.parametrize("observed", [[], OBSERVED])
+def test_both_parts_are_one_run_bit_for_bit(sites, observed, tokens, counts):
+    """Also where what is read makes the model compute another way."""
+    clean = CleanRun(MODEL, tokens, counts, capture=sites, observe=observed)
+    whole = MODEL.run(tokens, capture=[*sites, *observed])
+    assert list(clean.acts) == sites
+    assert list(clean.observed) == observed
+    for site, acts in [*clean.acts.items(), *clean.observed.items()]:
+        assert torch.equal(acts, whole.acts[site]), site
+    assert torch.equal(clean.predictions.logits, whole.logits.flatten(0, 1))
+
+
+PARTS = [f"blocks.{i}.{part}" for i in range(3) for part in ("ln1", "attn", "ln2", "mlp")]
+
+
+@pytest.mark.parametrize(
+    ("site", "last", "goes_on"),
+    [
+        ("hook_embed", None, "blocks.0.ln1"),
+        ("blocks.1.hook_resid_pre", "blocks.0.mlp", "blocks.1.ln1"),
+        ("blocks.1.attn.hook_z", "blocks.1.attn", "blocks.1.ln1"),
+        ("blocks.1.hook_mlp_out", "blocks.1.mlp", "blocks.1.ln2"),
+        ("blocks.2.hook_resid_post", "blocks.2.mlp", "ln_final"),
+    ],
+)
+def test_nothing_is_run_before_it_is_asked_for_nor_twice(site, last, goes_on, tokens, counts):
+    every = [*PARTS, "ln_final"]
+    with parts_run(MODEL) as names:
+        clean = CleanRun(MODEL, tokens, counts, capture=[site], observe=OBSERVED)
+        n_first = 0 if last is None else every.index(last) + 1
+        assert names == every[:n_first]
+        names.clear()
+        assert len(clean.predictions.logits) == tokens.numel()
+        assert names == every[every.index(goes_on) :]
+        names.clear()
+        assert set(clean.observed) == set(OBSERVED)
+        assert names == []
 
 
 # --- the comparison -------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """End-to-end objectives: known answers on a linear model, gradients, and whole runs on a GPT-2."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, random_gpt2
+from conftest import SMALL, parts_run, random_gpt2
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -91,11 +92,13 @@ LINEAR = LinearModel()
 def make_batch(
     model: Hookable, tokens: Tensor, sites: Sequence[Site], *, scale: float = 1.0, n_runs: int = 1
 ) -> Batch:
-    """All positions but the first of each context; the same scale everywhere."""
+    """All positions but the first of each context; every site observed, the same scale
+    everywhere.
+    """
     counts = torch.ones_like(tokens, dtype=torch.bool)
     counts[:, 0] = False
     runs = [
-        CleanRun(model, some, which, capture=list(model.sites()))
+        CleanRun(model, some, which, capture=sites, observe=list(model.sites()))
         for some, which in zip(tokens.chunk(n_runs), counts.chunk(n_runs), strict=True)
     ]
     acts = {site: scale * torch.cat([run.select(run.acts[site]) for run in runs]) for site in sites}
@@ -280,7 +283,7 @@ def test_errors_at_sites_of_another_width_are_relative_to_the_saes_own():
     run = batch.runs[0]
     spliced = run.spliced("blocks.0.mlp.hook_post", found.out.recon, capture=LATER[SITES[0]])
     mean = sum(
-        (run.select(spliced.acts[s]) - run.select(run.acts[s])).square().sum(1).mean() / 3
+        (run.select(spliced.acts[s]) - run.select(run.observed[s])).square().sum(1).mean() / 3
         for s in LATER[SITES[0]]
     )
     assert_close(found.terms["downstream"], 2.5 * mean * SMALL.d_mlp / SMALL.d_model)
@@ -335,8 +338,8 @@ def test_the_model_gets_no_gradients_even_if_it_asks_for_some():
 
 
 def test_a_half_precision_model_trains_a_float32_sae():
-    batch = make_batch(random_gpt2().bfloat16(), random_tokens(300), [])
-    acts = {SITES[0]: batch.runs[0].select(batch.runs[0].acts[SITES[0]]).float()}
+    batch = make_batch(random_gpt2().bfloat16(), random_tokens(300), SITES[:1])
+    acts = {SITES[0]: batch.acts[SITES[0]].float()}
     sae = relu_sae()
     found = output(DOWNSTREAM, sae, Batch(acts, 6, batch.runs, batch.scales), SITES[0])
     assert found.total.dtype == sae.W_dec.grad.dtype == torch.float32
@@ -491,14 +494,43 @@ def test_after_a_local_beginning_the_loss_is_as_large_as_the_local_error(objecti
 
 
 def test_the_local_beginning_asks_for_no_predictions():
-    model = LinearModel()  # captured to the last site, where it can stop
-    batch = make_batch(model, random_tokens(VOCAB), model.names)
-    one = Trained(linear_sae(torch.eye(D)), model.names[0], model.names[0])
+    batch = make_batch(LINEAR, random_tokens(VOCAB), LINEAR.names)
+    one = Trained(linear_sae(torch.eye(D)), LINEAR.names[0], LINEAR.names[0])
     dead = {one.reads: torch.zeros(one.sae.d_sae, dtype=torch.bool)}
     objective = EndToEndObjective(local_share=0.5)
     for step, asked in ((49, False), (50, True)):
         list(objective.parts([one], batch, at=Moment(step, 100), dead=dead))
         assert ("predictions" in vars(batch.runs[0])) == asked
+
+
+PARTS = [f"blocks.{i}.{part}" for i in range(3) for part in ("ln1", "attn", "ln2", "mlp")]
+PARTS.append("ln_final")
+
+
+@pytest.mark.parametrize("objective", [EndToEndObjective(), DownstreamObjective()])
+@pytest.mark.parametrize(
+    ("site", "last", "goes_on", "spliced_from"),
+    [
+        ("blocks.1.hook_resid_pre", "blocks.0.mlp", "blocks.1.ln1", "blocks.1.ln1"),
+        ("blocks.1.hook_mlp_out", "blocks.1.mlp", "blocks.1.ln2", "blocks.0.ln1"),
+    ],
+)
+def test_local_steps_run_the_model_no_further_than_the_last_site(
+    objective, site, last, goes_on, spliced_from
+):
+    """And the others run the rest of it once, and what is behind the splice once."""
+    trainer = make(objective, [site])
+    trainer.initialise()
+    trainer.step(0, measure=True)
+    local = PARTS[: PARTS.index(last) + 1]
+    with parts_run(MODEL) as names:
+        for step in (1, 13):
+            trainer.step(step, measure=True)
+        assert names == 2 * local
+        names.clear()
+        trainer.step(14, measure=True)
+        spliced, rest = (PARTS[PARTS.index(part) :] for part in (spliced_from, goes_on))
+        assert Counter(names) == Counter([*local, *spliced, *rest])
 
 
 # --- settings -------------------------------------------------------------------------------------
