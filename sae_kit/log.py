@@ -70,7 +70,7 @@ class WandbConfig(LoggerConfig, kind="wandb"):
         """Starts or continues the W&B run.
 
         Raises:
-            ValueError: the wandb package is not installed.
+            ValueError: the wandb package is not installed, or nobody is logged in.
         """
         try:
             wandb = importlib.import_module("wandb")
@@ -80,16 +80,20 @@ class WandbConfig(LoggerConfig, kind="wandb"):
         id_file = folder / "wandb_id.txt"
         if not id_file.exists():
             write_atomic(id_file, secrets.token_hex(4))
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            name=self.name or folder.name,
-            id=id_file.read_text(encoding="utf-8").strip(),
-            mode=self.mode,
-            resume="allow",
-            dir=str(folder),
-            config=dict(config),
-        )
+        try:
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=self.name or folder.name,
+                id=id_file.read_text(encoding="utf-8").strip(),
+                mode=self.mode,
+                resume="allow",
+                dir=str(folder),
+                config=dict(config),
+            )
+        except wandb.errors.Error as error:
+            remedy = "run `wandb login`, or give logger.mode=offline or logger=none"
+            raise ValueError(f"logger: W&B does not start ({error}); {remedy}") from error
         return WandbLogger(run)
 
 

@@ -185,8 +185,25 @@ def save_sae(
             f"sparsity: shape {tuple(sparsity.shape)}, from {sparsity.min()} to "
             f"{sparsity.max()}; give the firing frequency in [0, 1] of {sae.d_sae} latents"
         )
+    folder = Path(path)
+    _check_room(folder, format, known)
     given = sae.metadata if metadata is None else metadata
-    writable[format].save(sae, Path(path), metadata=given, sparsity=sparsity)
+    writable[format].save(sae, folder, metadata=given, sparsity=sparsity)
+
+
+def _check_room(folder: Path, format: str, known: Mapping[str, "Format"]) -> None:
+    """Refuse a folder where writing one format would overwrite half of another."""
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file; give a folder")
+    if not folder.is_dir():
+        return
+    place = open_source(folder)
+    for name, other in known.items():
+        if name != format and "" in other.find(place.names()) and other.recognises(place):
+            raise ValueError(
+                f"{folder}: holds an SAE in the format {name!r}, which one in {format!r} would "
+                "partly overwrite; give another folder"
+            )
 
 
 def load_sae(
@@ -246,6 +263,8 @@ def load_saes(
         ValueError: no SAEs there, a layer that has none, several SAEs at one site, or as load_sae.
         ConnectionError: as load_sae.
     """
+    if isinstance(layers, int | str):
+        raise ValueError(f"layers: {layers!r} is no list; write [{layers}]")
     root = open_source(source, revision)
     if any(name.startswith(f"{SAES_FOLDER}/") for name in root.names()):
         root = root.at(SAES_FOLDER)
@@ -346,7 +365,11 @@ def _open(
 ) -> SAE:
     """The SAE itself, built from what its format says."""
     info = _inspected(known, place)
-    if site is not None and info.site is None:
+    if site is not None:
+        if info.site not in (None, site):
+            raise ValueError(
+                f"site: {site!r} is given, but {place.where} says {info.site!r}; leave site= out"
+            )
         info = replace(info, site=site)
     input_scale = info.input_scale if input_scale is None else input_scale
     _check_scale(info, input_scale)

@@ -31,8 +31,10 @@ def open_source(source: str | Path, revision: str | None = None) -> Place:
         ValueError: there is no such place, or a revision of what is not on the hub.
         ConnectionError: it is on the hub, not in the cache, and the hub cannot be reached.
     """
-    path = Path(source).expanduser()
     text = str(source)
+    if not text:
+        raise ValueError("source: is empty; give a folder, a file, a release or a repository")
+    path = Path(source).expanduser()
     if path.exists() and not text.startswith(PREFIX):
         if revision is not None:
             raise ValueError(f"revision: {revision!r} has no meaning for {source}, which is here")

@@ -66,6 +66,11 @@ def explain(error: BaseException) -> str | None:
         return str(error) if within else _no_folder(error)
     if isinstance(error, TrainingError | PeerLost):
         return str(error)
+    if isinstance(error, RuntimeError) and "allocate" in str(error):  # PyTorch's, of any device
+        return (
+            f"not enough memory ({str(error).splitlines()[0]}); lower sae.d_sae, "
+            "trainer.batch_rows or activations.buffer_rows (of an evaluation, its sizes)"
+        )
     if isinstance(error, ValueError) and raised_in:
         theirs = any(raised_in[-1].is_relative_to(place) for place in (_OURS, _HYDRA))
         return str(error) if theirs else None

@@ -18,6 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from sae_kit.config import differences, provenance
 from sae_kit.dist import world
@@ -138,7 +139,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no run there ({CONFIG} is missing); give a run's folder")
-    values = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged, no YAML ({error})") from error
     if not isinstance(values, dict) or values.get("task") not in PRIMARY:
         raise ValueError(f"{path}: not a config written by a training run")
     return {str(key): value for key, value in values.items()}

@@ -23,7 +23,16 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_kit.models.hooks import Edit, Prefix, Run, Site, Stopped, Tape, check_sites
+from sae_kit.models.hooks import (
+    Edit,
+    Prefix,
+    Run,
+    Site,
+    Stopped,
+    Tape,
+    check_sites,
+    check_tokens,
+)
 from sae_kit.models.norms import NORMS
 from sae_kit.products import linear
 
@@ -287,6 +296,8 @@ class GPT2(nn.Module):
             raise ValueError("run: give either tokens or start, not both and not neither")
         first = self._entry(*start) if start is not None else 0
         self._check_reached(first if start is not None else None, capture, edit, stop)
+        if tokens is not None:
+            check_tokens(tokens, self.config.n_vocab)
         entered = tokens if start is None else start[1]
         assert entered is not None
         n_rows, n_pos = entered.shape[:2]

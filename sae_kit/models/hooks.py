@@ -137,10 +137,25 @@ class Hookable(Protocol):
 
 def check_sites(sites: Iterable[Site], known: Collection[Site], what: str) -> None:
     """Raise a ValueError naming the first of `sites` that the model lacks, and its nearest."""
+    if isinstance(sites, str):
+        raise ValueError(f"{what}: {sites!r} is one name; give a list of them")
     for site in sites:
         if site not in known:
             close = ", ".join(nearest(site, known)) or ", ".join(list(known)[:3])
             raise ValueError(f"{what}: the model has no site {site!r}; nearest: {close}")
+
+
+def check_tokens(tokens: Tensor, n_vocab: int) -> None:
+    """Raise a ValueError unless these are token ids of the model, [batch pos]."""
+    if tokens.ndim != 2 or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens: {tokens.dtype} of shape {tuple(tokens.shape)}; give integers [batch pos]"
+        )
+    if tokens.numel() == 0:
+        return
+    low, high = (int(end) for end in tokens.aminmax())
+    if low < 0 or high >= n_vocab:  # a negative one would be counted from the end, silently
+        raise ValueError(f"tokens: ids from {low} to {high}, but the model has 0 to {n_vocab - 1}")
 
 
 def match_sites(
@@ -159,7 +174,7 @@ def match_sites(
         ValueError: a pattern matches nothing; the message names the nearest sites.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not patterns:
+    if not any(patterns):
         raise ValueError(
             f"{what}: the list is empty; give at least one, such as 'blocks.*.hook_resid_pre'"
         )
@@ -224,6 +239,8 @@ class Tape:
     def __call__(self, site: Site, x: Tensor) -> Tensor:
         if site in self._edit:
             edited = self._edit[site](x)
+            if not isinstance(edited, Tensor):
+                raise ValueError(f"edit of {site!r}: returned {edited!r}, not an activation")
             if edited.shape != x.shape:
                 raise ValueError(
                     f"edit of {site!r}: returned shape {tuple(edited.shape)}, "

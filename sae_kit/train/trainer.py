@@ -126,8 +126,8 @@ class TrainerConfig:
             raise ValueError(f"decay_fraction: {self.decay_fraction} is not between 0 and 1")
         if self.n_tokens < self.batch_rows:
             raise ValueError(
-                f"n_tokens: {self.n_tokens} is less than one batch; give batch_rows="
-                f"{self.batch_rows} or more"
+                f"n_tokens: {self.n_tokens} is less than one batch of batch_rows="
+                f"{self.batch_rows}; give {self.batch_rows} or more, or lower batch_rows"
             )
 
     @property

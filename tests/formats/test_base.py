@@ -68,5 +68,39 @@ def test_unknown_format_is_named(tmp_path):
         formats.save_sae(sae, tmp_path, metadata={}, format="saelense")
 
 
+@pytest.mark.parametrize(("first", "second"), [("saelens", "sparsify"), ("sparsify", "saelens")])
+def test_no_format_is_written_over_another(tmp_path, first, second):
+    sae = TopKConfig(d_sae=8, k=2).build(4, generator=torch.Generator().manual_seed(0))
+    formats.save_sae(sae, tmp_path, metadata={}, format=first)
+    with pytest.raises(ValueError, match=f"holds an SAE in the format '{first}'"):
+        formats.save_sae(sae, tmp_path, metadata={}, format=second)
+    assert torch.equal(formats.load_sae(tmp_path).W_dec, sae.W_dec)
+    formats.save_sae(sae, tmp_path, metadata={}, format=first)  # the same again replaces it
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="taken: is a file"):
+        save(tmp_path / "taken")
+
+
+def test_a_site_that_contradicts_the_file_is_refused(tmp_path):
+    save(tmp_path, hook_name="hook_embed")
+    assert formats.load_sae(tmp_path, site="hook_embed").metadata["hook_name"] == "hook_embed"
+    with pytest.raises(ValueError, match=r"site: 'hook_pos_embed' is given, but .* 'hook_embed'"):
+        formats.load_sae(tmp_path, site="hook_pos_embed")
+
+
+@pytest.mark.parametrize("layers", [2, "2"])
+def test_layers_are_a_list(tmp_path, layers):
+    with pytest.raises(ValueError, match=r"layers: .* is no list; write \[2\]"):
+        formats.load_saes(tmp_path, layers=layers)
+
+
+def test_nothing_is_no_source():
+    with pytest.raises(ValueError, match="source: is empty"):
+        formats.load_sae("")
+
+
 def test_formats_register_themselves():
     assert {name: one.name for name, one in base.formats().items()}["saelens"] == "saelens"

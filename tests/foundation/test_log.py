@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,19 @@ def test_wandb_is_not_imported_unless_chosen() -> None:
 def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"logger\.kind: 'wandb' needs .*pip install wandb"):
+        WandbConfig().build(tmp_path, {})
+
+
+def test_wandb_without_a_login_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UsageError(Exception):
+        pass
+
+    def init(**_: object) -> None:
+        raise UsageError("No API key configured")
+
+    errors = SimpleNamespace(Error=UsageError)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, errors=errors))
+    with pytest.raises(ValueError, match=r"logger: .*No API key configured.*logger\.mode=offline"):
         WandbConfig().build(tmp_path, {})
 
 

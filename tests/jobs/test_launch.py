@@ -69,6 +69,12 @@ def test_what_training_says_is_passed_on():
     assert explain(TrainingError("the loss is nan")) == "the loss is nan"
 
 
+def test_memory_that_is_not_there_is_the_users_to_know():
+    error = raised(lambda: torch.empty(10**15))
+    assert explain(error).startswith("not enough memory")
+    assert "lower sae.d_sae" in explain(error)
+
+
 def test_a_damaged_file_is_the_users_to_know():
     def act():
         from sae_kit.files import load_tensors

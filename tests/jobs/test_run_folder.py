@@ -135,7 +135,7 @@ def test_a_folder_without_a_run_is_refused(composed, tmp_path):
         resumed_run(cfg)
 
 
-@pytest.mark.parametrize("content", [None, "[1, 2]", "task: cooking"])
+@pytest.mark.parametrize("content", [None, "[1, 2]", "task: cooking", "foo: ["])
 def test_only_a_runs_config_is_read(tmp_path, content):
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
