@@ -5,12 +5,15 @@
 
 A schedule is a list of groups: one kind of norm, block after block, from a step on, some steps
 apart. Every removal lifts the loss; fine-tuning brings it down again before the next. Where it has
-not come down, the next removal, and with it all later ones, waits: the gap is lengthened. Scales
-are measured once, on the contexts of the held-out loss, before the first step.
+not come down, the next removal, and with it all later ones, waits: the gap is lengthened, as long
+as the last removal still comes before the last step. Scales are measured once, on the contexts of
+the held-out loss, before the first step.
 
 Source: Heimersheim 2024, and the schedule in its released code. The waiting is ours.
 
-Limits: the loss of a step is needed before the next one, so a GPU is waited for at every step.
+Limits: the loss of a step is needed before the next one, so a GPU is waited for at every step. What
+one removal waits is not there for later ones, and where all the steps to spare are waited for, the
+model takes a single step after the last removal: a loss that never comes down is left as it is.
 """
 
 import logging
@@ -75,7 +78,8 @@ class RemovalConfig:
     tolerance: float = 0.1
     """Nats by which the loss may still be above where it was before the last removal."""
     patience: int = 100
-    """Steps that one removal waits at most for the loss to recover."""
+    """Steps that one removal waits at most for the loss to recover; all of them together wait no
+    longer than the run has steps for."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -229,9 +233,12 @@ class RemoveNorms(Norms):
             )
         self.scales = Scales.measure(model, contexts, eot_id=eot_id)
         self.done: list[Removed] = []
+        self._n_spare = n_steps - 1 - last.step  # what the delay may come to
         self._delay = 0  # of all later removals, in steps
         self._waited = 0  # of it, by the next one
         self._loss: float | None = None  # running mean
+        if config.patience > 0:
+            self._say_if_spent()
 
     def before(self, step: int) -> None:
         """See Norms."""
@@ -240,9 +247,11 @@ class RemoveNorms(Norms):
             if step < event.step + self._delay:
                 return
             assert self._loss is not None, "nothing is removed before the first step"
-            if self._loss > self._bound() and self._waited < self.config.patience:
+            waits = self._loss > self._bound() and self._waited < self.config.patience
+            if waits and self._delay < self._n_spare:
                 self._delay += 1
                 self._waited += 1
+                self._say_if_spent()
                 return
             self._waited = 0
             self.done.append(Removed(step, event.name, self._loss, self._loss))
@@ -266,7 +275,7 @@ class RemoveNorms(Norms):
         """See Norms: the model without LayerNorm.
 
         Raises:
-            ValueError: removals were delayed so long that some are left.
+            ValueError: the run has not come to its end, and some are left.
         """
         return self.removal.linear_copy(model)
 
@@ -275,6 +284,15 @@ class RemoveNorms(Norms):
         """What is removed by now."""
         names = frozenset(removed.name for removed in self.done)
         return Removal(self.scales, names, self._eot_id)
+
+    def _say_if_spent(self) -> None:
+        """Say that there is no step left to wait for; the delay comes to that only once."""
+        if self._delay == self._n_spare:
+            log.warning(
+                "removals do not wait for the loss from here on: %r is due right before the last "
+                "step; for more room, raise lm.n_tokens in a new run",
+                self.events[-1].name,
+            )
 
     def _bound(self) -> float:
         """Where the loss must have come down to before the next removal."""

@@ -132,6 +132,70 @@ def test_patience_ends():
     assert steps[1] - planned[1] == 5
 
 
+def test_a_loss_that_never_comes_down_does_not_keep_a_norm(caplog):
+    """The paper's schedule in its 1,200 steps, 39 of them to spare: less than one may wait."""
+    config = preset("gpt2")
+    assert config.patience > 39
+    deep = dataclasses.replace(ARCHITECTURE, n_layer=12, d_model=8, d_mlp=8)
+    of = GPT2(deep, generator=torch.Generator().manual_seed(0))
+    removing = RemoveNorms(config, of, CONTEXTS, eot_id=31, n_steps=1200)
+    done = drive(removing, [float(step) for step in range(1200)])
+    first, *later = config.events(12)
+    assert done == [(first.step, first.name), *((e.step + 39, e.name) for e in later)]
+    assert done[-1] == (1199, FIRST)
+    assert removing.finished(of).config.norm == "linear"
+    (said,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "do not wait for the loss from here on" in said.message
+
+
+@pytest.mark.parametrize("n_short", [-5, 0, 1, 3])
+def test_removals_wait_as_long_as_the_run_has_steps(n_short):
+    """All are late by what they wait in a long run, less the steps that this one lacks."""
+    config = dataclasses.replace(QUICK, tolerance=0.1, patience=50)
+    losses = [1.0, 1.0, *[3.0] * 10, *[1.0] * 80]
+    planned, long = config.events(2), drive(norms(config), losses)
+    waited = long[-1][0] - planned[-1].step
+    assert waited > 10
+    n_steps = planned[-1].step + waited + 1 - n_short
+    done = drive(norms(config, n_steps=n_steps), losses[:n_steps])
+    if n_short <= 0:
+        assert done == long
+    assert [step for step, _ in done[1:]] == [
+        event.step + waited - max(n_short, 0) for event in planned[1:]
+    ]
+
+
+@pytest.mark.parametrize(("patience", "n_said"), [(5, 1), (0, 0)])
+def test_a_run_that_ends_with_its_schedule_says_at_once_that_nothing_waits(
+    patience, n_said, caplog
+):
+    config = dataclasses.replace(QUICK, patience=patience)
+    removing = norms(config, n_steps=8)
+    assert len(caplog.records) == n_said
+    done = drive(removing, [float(step) for step in range(8)])
+    assert done == [(event.step, event.name) for event in QUICK.events(2)]
+
+
+def test_waiting_goes_on_as_it_was_left(caplog):
+    """Whenever it was left: before, while and after the steps to spare are waited for."""
+    config = dataclasses.replace(QUICK, tolerance=0.0, patience=3)
+    losses = [float(step) for step in range(12)]
+    whole = norms(config, n_steps=12)
+    drive(whole, losses)
+    for cut in range(1, 12):
+        left = norms(config, n_steps=12)
+        drive(left, losses[:cut])
+        resumed = norms(config, n_steps=12)
+        resumed.load_state_dict(left.state_dict())
+        assert resumed.state_dict() == left.state_dict()
+        for step in range(cut, 12):
+            resumed.before(step)
+            resumed.after(torch.tensor(losses[step]))
+        assert resumed.state_dict() == whole.state_dict()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 12  # once a run, whoever takes the step
+
+
 # --- in training ----------------------------------------------------------------------------------
 
 
