@@ -166,6 +166,8 @@ def _task(config: TrainLanguageModel, model: GPT2, tokenizer: Tokenizer) -> Lang
         name: part.open(tokenizer, split="heldout", world=here, seed=seed)
         for name, part in config.data.parts().items()
     }
+    if not heldout:  # no real text has a share
+        heldout = {"synthetic": config.data.open(tokenizer, split="heldout", world=here, seed=seed)}
     if (removal := config.removal) is None:
         return LanguageModelTask(config.lm, model, source, heldout)
 

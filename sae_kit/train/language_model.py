@@ -117,7 +117,12 @@ class LanguageModelTask:
 
         `norms` says what becomes of the model's norms, given the model, some held-out contexts and
         the number of steps; None: nothing.
+
+        Raises:
+            ValueError: nothing is held out.
         """
+        if not heldout:
+            raise ValueError("heldout: empty; give a source of text that is not trained on")
         self.config, self.model, self.source = config, model, source
         self.device = model.W_E.device
         self.autocast = config.bf16 and fast_bf16(self.device)

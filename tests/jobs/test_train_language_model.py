@@ -1,6 +1,8 @@
 """The language model job in this process: what it leaves, and that it can be used."""
 
+import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from sae_kit.jobs.train_language_model import tokenizer_texts
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.models.snapshots import find_snapshots
 from sae_kit.models.tokenizer import Tokenizer
+from sae_kit.train.no_ln import RemoveNorms
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,28 @@ def test_a_resumed_run_trains_no_new_tokenizer(run, composed, tmp_path, monkeypa
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_synthetic_text_alone_is_trained_on_and_held_out(composed, tiny_language_model, tmp_path):
+    """As in the demo model's third leg: its tokenizer has the names. The loss is computed anew."""
+    kept = [a for a in tiny_language_model if not a.startswith("architecture.")]
+    alone = ["data.text_share=0", "data.synthetic_share=1", "data.text_paths=[]"]
+    cheap = ["lm.n_tokens=128", "lm.matrices=adamw", "lm.bf16=false"]
+    arguments = [*kept, *alone, *cheap, "start_from=demo"]
+    with composed(tmp_path, *arguments, name="language_model") as cfg:
+        assert train(cfg).stopped is None
+    lm = load_model(str(tmp_path / "model"))
+    data = MixtureConfig(
+        docs_share=0.0, text_share=0.0, synthetic_share=1.0, text_paths=(), context_size=16
+    )
+    source = data.open(lm.tokenizer, split="heldout", world=World(0, 1), seed=0)
+    tokens = torch.stack([next(source) for _ in range(4)])
+    log_p = F.log_softmax(lm.model.run(tokens).logits, -1)
+    loss = -log_p[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {key for key in last if key.startswith("heldout/")} == {"heldout/synthetic"}
+    assert last["heldout/synthetic"] == pytest.approx(float(loss), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("shares", "expected"),
     [
@@ -202,19 +227,23 @@ def test_going_on_with_another_architecture_is_refused(
     assert not (tmp_path / "new" / "config.yaml").exists()
 
 
+@pytest.mark.parametrize("recovers", [True, False])
 def test_a_run_that_removes_layernorm_leaves_a_model_without(
-    composed, tiny_language_model, tmp_path, cache, run, monkeypatch
+    recovers, composed, tiny_language_model, tmp_path, cache, run, monkeypatch
 ):
+    """Also where the loss never comes down, and one removal alone would outwait the run."""
     monkeypatch.setenv("SAE_KIT_CACHE", str(cache))
+    monkeypatch.setattr(RemoveNorms, "_bound", lambda _: math.inf if recovers else -math.inf)
     kinds = ("ln2", "ln1.qk", "ln1.v", "ln_final", "eot", "first")
     groups = ",".join(f"{{what: {what}, start: {i}, gap: 1}}" for i, what in enumerate(kinds, 1))
-    removal = ["removal=demo", f"removal.groups=[{groups}]", "removal.patience=0"]
+    removal = ["removal=demo", f"removal.groups=[{groups}]", "removal.patience=100"]
     overrides = [*tiny_language_model, *removal, f"start_from={run / 'model'}"]
     with composed(tmp_path / "run", *overrides, name="language_model") as cfg:
         assert train(cfg).stopped is None
     lm = load_model(str(tmp_path / "run" / "model"))
     assert lm.model.config.norm == "linear"
-    table = (tmp_path / "run" / "removals" / "table.csv").read_text().splitlines()
-    n_layer = lm.model.config.n_layer
-    assert len(table) == 1 + 3 * n_layer + 3
+    with (tmp_path / "run" / "removals" / "table.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    # One block, ten steps: three could be waited for.
+    assert steps == [start if recovers else start + 3 for start in range(1, 7)]
     assert (tmp_path / "run" / "removals" / "loss.png").is_file()

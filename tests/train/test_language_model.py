@@ -40,6 +40,11 @@ def test_it_learns_to_count():
     assert losses[-1] < 0.5
 
 
+def test_something_is_held_out():
+    with pytest.raises(ValueError, match="heldout: empty"):
+        LanguageModelTask(CONFIG, make().model, stream(), {})
+
+
 def test_held_out_losses_come_on_schedule_and_at_the_end():
     task = make(replace(CONFIG, n_tokens=12 * 8 * N_POS))
     assert task.n_steps == 12
