@@ -87,7 +87,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Result:
     config = from_node(Evaluate, plain(cfg))
     if config.replot is not None:
         result = Result.load(Path(config.replot))
-        evaluation: type[Evaluation] = Evaluation.variants()[result.name]
+        evaluation = _made_by(result, config.replot)
     else:
         evaluation = type(config.eval)
         result = config.eval.run(_subject(config))
@@ -103,6 +103,21 @@ def evaluate(cfg: DictConfig, folder: Path) -> Result:
         log.info("\nto look at every latent, open %s", folder / "browser" / "index.html")
     log.info("\nresult, table and figures: %s", folder)
     return result
+
+
+def _made_by(result: Result, place: str) -> type[Evaluation]:
+    """The evaluation that made the result in `place`.
+
+    Raises:
+        ValueError: none did; training, too, leaves results.
+    """
+    known: Mapping[str, type[Evaluation]] = Evaluation.variants()
+    if result.name not in known:
+        raise ValueError(
+            f"replot: {place} holds a result of {result.name!r}, which is no evaluation; give a "
+            f"folder that eval.py left, of one of: {', '.join(known)}"
+        )
+    return known[result.name]
 
 
 def _subject(config: Evaluate) -> Subject | PlantedSubject:

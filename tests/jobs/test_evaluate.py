@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sae_kit.data.docs import DocsConfig
+from sae_kit.evals.base import Evaluation
 from sae_kit.evals.core import Core
 from sae_kit.formats import load_sae, load_saes, save_sae
 from sae_kit.jobs import evaluate as job
@@ -93,6 +94,18 @@ def test_drawing_again_computes_nothing(run, composed, tmp_path, monkeypatch):
     run_eval(composed, tmp_path, f"replot={tmp_path}")
     assert (tmp_path / "quality.png").read_bytes()[:8] == before[:8]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_result_that_no_evaluation_made_is_not_drawn(composed, tmp_path):
+    """What a language model's training leaves in removals/."""
+    made, folder = tmp_path / "removals", tmp_path / "eval"
+    Result("removal", rows=[{"step": 1, "name": "ln_final"}]).save(made)
+    with pytest.raises(
+        ValueError, match=r"replot: .*removals holds a result of 'removal'"
+    ) as error:
+        run_eval(composed, folder, f"replot={made}")
+    assert all(word in str(error.value) for word in Evaluation.variants())
+    assert not list(folder.iterdir())
 
 
 # --- several sets of SAEs -------------------------------------------------------------------------
