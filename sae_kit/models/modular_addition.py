@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae_kit.config import check_counts
+
 NODE_LAYERS = ("embeddings", "after attention", "after MLP", "logits")
 
 
@@ -34,6 +36,7 @@ class AdditionConfig:
     d_mlp: int = 512
 
     def __post_init__(self) -> None:
+        check_counts(self, "d_model", "n_head", "d_mlp")
         if self.prime < 3 or any(self.prime % i == 0 for i in range(2, self.prime)):
             raise ValueError(f"prime: {self.prime} is no odd prime; give 13, 23 or 113, say")
         if self.d_model % self.n_head:

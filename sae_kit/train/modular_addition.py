@@ -7,6 +7,7 @@ Source: Nanda et al. 2023 (2301.05217); sizes, learning rate and part as in Bush
 (2405.10928).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -36,7 +37,7 @@ class AdditionTraining:
     weight_decay: float = 1.0
     n_warmup_steps: int = 10
     margin: float = 1e-3
-    """Training ends where the mean loss on held-out pairs is below this (nats)."""
+    """Training ends where the mean loss on held-out pairs is below this (nats); 0: never."""
     log_every: int = 100
     """Steps after which the held-out pairs are asked."""
     checkpoint_every: int = 1000
@@ -44,8 +45,23 @@ class AdditionTraining:
 
     def __post_init__(self) -> None:
         check_counts(self, "n_steps", "n_warmup_steps", "log_every", "checkpoint_every")
-        if not 0 < self.train_fraction < 1:
-            raise ValueError(f"train_fraction: {self.train_fraction}; give a share of the pairs")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: {self.lr} is not positive and finite; give 0.001, say")
+        for name in ("weight_decay", "margin"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}: {value} is negative or not finite; give 0 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} is negative; give 0 or more")
+        if not 0 < self.train_fraction < 1 or not 0 < self.n_train < self.model.prime**2:
+            raise ValueError(
+                f"train_fraction: {self.train_fraction} of {self.model.prime**2} pairs; give a "
+                "share between 0 and 1 that leaves some to train on and some to hold out"
+            )
+
+    @property
+    def n_train(self) -> int:
+        """Pairs that are trained on."""
+        return round(self.train_fraction * self.model.prime**2)
 
 
 @final
@@ -64,9 +80,8 @@ class AdditionTask:
         self.model = AdditionTransformer(config.model, generator=generator)
         pairs = all_pairs(config.model.prime)
         pairs = pairs[torch.randperm(len(pairs), generator=generator)]
-        n_train = round(config.train_fraction * len(pairs))
-        self.train, self.heldout = pairs.tensor_split([n_train])
-        self.n_tokens_per_step = 3 * n_train  # two numbers and the sign
+        self.train, self.heldout = pairs.tensor_split([config.n_train])
+        self.n_tokens_per_step = 3 * config.n_train  # two numbers and the sign
         self._heldout_loss = float("inf")
         self._optimiser = torch.optim.AdamW(
             self.model.parameters(),

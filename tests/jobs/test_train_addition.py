@@ -62,7 +62,10 @@ def test_evaluations_of_a_language_model_refuse_it(run, composed, tmp_path):
     [
         ("addition.model.prime=24", "24 is no odd prime"),
         ("addition.model.n_head=3", "not divisible by n_head"),
+        ("addition.model.n_head=0", r"addition\.model\.n_head: 0 is not positive"),
         ("addition.train_fraction=1.5", "train_fraction"),
+        ("addition.lr=-1", r"addition\.lr: -1.0 is not positive"),
+        ("addition.seed=-1", r"addition\.seed: -1 is negative"),
     ],
 )
 def test_bad_settings_leave_no_folder(composed, tmp_path, override, message):

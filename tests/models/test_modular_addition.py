@@ -61,6 +61,9 @@ def test_attention_is_a_mean_of_values_weighted_by_softmax(model):
         ({"prime": 9}, "prime: 9 is no odd prime"),
         ({"prime": 2}, "prime: 2"),
         ({"n_head": 3}, "not divisible by n_head 3"),
+        ({"n_head": 0}, "n_head: 0 is not positive"),
+        ({"d_mlp": 0}, "d_mlp: 0 is not positive"),
+        ({"d_model": -4}, "d_model: -4 is not positive"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(change, message):

@@ -1,5 +1,8 @@
 """Training the transformer that adds."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -48,7 +51,45 @@ def test_it_ends_when_the_rest_can_be_done(tmp_path):
     assert torch.equal(again.model.embedding, loop.task.model.embedding)
 
 
-@pytest.mark.parametrize("change", [{"train_fraction": 1.0}, {"n_steps": 0}, {"log_every": 0}])
-def test_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        AdditionTraining(**change)
+def test_without_a_margin_it_takes_every_step(tmp_path):
+    config = AdditionTraining(model=TINY, margin=0.0, n_steps=20, log_every=5)
+    assert run(tmp_path, config).n_done == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_fraction", 0.0),
+        ("train_fraction", 1.0),
+        ("train_fraction", math.nan),
+        ("n_steps", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.inf),
+        ("n_warmup_steps", 0),
+        ("margin", -1e-3),
+        ("margin", math.nan),
+        ("log_every", 0),
+        ("checkpoint_every", 0),
+        ("seed", -1),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: {value} .*give "):
+        AdditionTraining(**{name: value})
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_a_share_of_few_pairs_leaves_some_on_both_sides(fraction):
+    """Of 49 pairs it rounds to none, or to all."""
+    with pytest.raises(ValueError, match=f"train_fraction: {fraction} of 49 pairs; give"):
+        AdditionTraining(model=TINY, train_fraction=fraction)
+
+
+def test_every_setting_is_tried_by_the_test_of_bad_ones():
+    """A new one is to be checked, too; the sizes check themselves."""
+    (mark,) = test_settings_that_make_no_sense_are_refused.pytestmark
+    tried = {name for name, _ in mark.args[1]}
+    assert tried == {field.name for field in dataclasses.fields(AdditionTraining)} - {"model"}
