@@ -221,8 +221,10 @@ class CachedSource(ActivationSource):
     def sample(self, site: Site, n_rows: int) -> Float[Tensor, "rows _"]:
         """Rows spread evenly over the cache."""
         total = self.manifest.contents.n_rows
-        n = min(n_rows, total)
-        return self._by_site(self._read(torch.arange(n) * total // n, self._memory(n))[0])[site]
+        n, own = min(n_rows, total), self.manifest.contents.columns[site]
+        rows = torch.arange(n) * total // n
+        acts, _ = self._read(rows, [own], self._memory(n, [own]))
+        return acts[0].to(self.device).float() * self.scales[site]
 
     def __next__(self) -> Batch:
         """This process's part of the next rows of the order."""
@@ -238,8 +240,8 @@ class CachedSource(ActivationSource):
 
     def _fetch(self) -> Future[Fetched]:
         """Begin to read this process's part of the rows at the position."""
-        rows, into = self._places(self._position), self._memory(self.batch_rows)
-        return self._fetcher.submit(self._read, rows, into)
+        rows, into = self._places(self._position), self._memory(self.batch_rows, self._spans)
+        return self._fetcher.submit(self._read, rows, self._spans, into)
 
     def _places(self, position: int) -> Int[Tensor, " rows"]:
         """The rows that this process takes when `position` rows have been served, sorted."""
@@ -252,25 +254,25 @@ class CachedSource(ActivationSource):
         ]
         return torch.cat(rows).sort().values
 
-    def _memory(self, n_rows: int) -> Fetched:
-        """Room for rows as they lie on the disk.
+    def _memory(self, n_rows: int, spans: Sequence[slice]) -> Fetched:
+        """Room for these columns of rows as they lie on the disk.
 
         Taken by the main thread, whose heap has it from the batch before; a thread of its own would
         get fresh pages every time, which cost more than the reading.
         """
         dtype = torch_dtype(self.manifest.contents.dtype)
-        acts = [torch.empty(n_rows, span.stop - span.start, dtype=dtype) for span in self._spans]
+        acts = [torch.empty(n_rows, span.stop - span.start, dtype=dtype) for span in spans]
         return acts, torch.empty(n_rows, dtype=torch.int64)
 
-    def _read(self, rows: Int[Tensor, " rows"], into: Fetched) -> Fetched:
-        """Fill `into` with these rows, which are sorted."""
+    def _read(self, rows: Int[Tensor, " rows"], spans: Sequence[slice], into: Fetched) -> Fetched:
+        """Fill `into` with these columns of these rows, which are sorted."""
         acts, context = into
         n = self.manifest.contents.shard_rows
         cuts = torch.searchsorted(rows, torch.arange(len(self._shards) + 1) * n).tolist()
         for number in (rows // n).unique().tolist():
             shard, here = self._shards[number], slice(cuts[number], cuts[number + 1])
             local = rows[here] - number * n
-            for out, span in zip(acts, self._spans, strict=True):
+            for out, span in zip(acts, spans, strict=True):
                 torch.index_select(shard.acts[:, span], 0, local, out=out[here])
             torch.index_select(shard.context, 0, local, out=context[here])
         return into

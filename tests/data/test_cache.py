@@ -229,6 +229,19 @@ def test_a_sample_is_spread_and_leaves_the_position(folder, model, rows, asked, 
     assert torch.equal(next(source).acts[SITES[0]], next(other).acts[SITES[0]])
 
 
+@pytest.mark.parametrize("site", SITES)
+def test_a_sample_reads_the_columns_of_its_site_alone(folder, model, rows, monkeypatch, site):
+    source, select, widths = open_cache(folder, model), torch.index_select, []
+
+    def noting(*arguments, out: Tensor) -> Tensor:
+        widths.extend(out.shape[1:])
+        return select(*arguments, out=out)
+
+    monkeypatch.setattr(torch, "index_select", noting)
+    assert torch.equal(source.sample(site, N_ROWS), rows[site] * source.scales[site])
+    assert set(widths) == {source.widths[site]}
+
+
 # --- several processes ----------------------------------------------------------------------------
 
 
