@@ -3,9 +3,10 @@
 The position is the `datasets` client's own plus the tokens read but not yet handed out, so resuming
 does not read the set from its start where its files allow a seek. Several processes share the set
 out among themselves document by document (or file by file, where the files divide evenly), so each
-packs its own contexts; documents come in the set's order.
+packs its own contexts; documents come in the set's order. Blank texts and nulls are left out.
 """
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
@@ -96,12 +97,9 @@ class HubConfig(TokensConfig, kind="hub"):
         except Exception as error:  # the clients raise their own, OSError, httpx's and more
             raise _unreachable(self.repo, error) from error
         if rows.column_names is not None:
-            field = self.text_field or self.tokens_field
+            field = str(self.text_field or self.tokens_field)  # one of which is given
             if field not in rows.column_names:
-                raise ValueError(
-                    f"data set {self.repo} has no column {field!r}; columns: "
-                    f"{', '.join(rows.column_names)}"
-                )
+                raise _no_column(self.repo, field, rows.column_names)
             rows = rows.select_columns([field])
         if self.heldout_split is None:
             n = self.heldout_documents
@@ -210,21 +208,54 @@ class HubStream(TokenSource):
     def _ids(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:
         config = self._config
         if config.text_field is not None:
-            texts = [row[config.text_field] for row in rows]
-            for ids in self._tokenizer.encode_batch([text for text in texts if text.strip()]):
+            texts = [text for text in self._values(rows, config.text_field) if self._is_text(text)]
+            for ids in self._tokenizer.encode_batch(texts):
                 yield np.array([*ids, self._tokenizer.eot_id], np.int64)
         elif config.tokens_field is not None:
-            for row in rows:
-                yield self._checked(np.asarray(row[config.tokens_field], np.int64))
+            for value in self._values(rows, config.tokens_field):
+                yield self._checked(value)
 
-    def _checked(self, ids: np.ndarray) -> np.ndarray:
-        n = self._tokenizer.vocab_size
+    def _values(self, rows: Iterable[Mapping[str, Any]], field: str) -> Iterator[Any]:
+        """What stands in a column; nulls, which many sets have, are left out."""
+        for row in rows:
+            if field not in row:
+                raise _no_column(self._config.repo, field, row)
+            if row[field] is not None:
+                yield row[field]
+
+    def _is_text(self, value: object) -> bool:
+        """Whether a text is not blank; ValueError if it is none."""
+        if not isinstance(value, str):
+            raise ValueError(
+                f"data set {self._config.repo}: column {self._config.text_field!r} holds "
+                f"{type(value).__name__}, not text; choose another text_field, or give "
+                "tokens_field if these are token ids"
+            )
+        return bool(value.strip())
+
+    def _checked(self, value: object) -> np.ndarray:
+        """A row's token ids, int64; ValueError if they are none, or another tokenizer's."""
+        try:
+            ids = np.asarray(value)
+        except ValueError:  # lists of unequal lengths
+            ids = np.array(None)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise ValueError(
+                f"data set {self._config.repo}: column {self._config.tokens_field!r} holds "
+                f"{reprlib.repr(value)}, not a list of token ids; choose another tokens_field, or "
+                "give text_field if this is text"
+            )
+        n, ids = self._tokenizer.vocab_size, ids.astype(np.int64, copy=False)
         if len(ids) and not 0 <= ids.min() <= ids.max() < n:
             raise ValueError(
                 f"data set {self._config.repo}: token ids {ids.min()}..{ids.max()} are not of a "
                 f"tokenizer with {n} tokens; use the model the set was made for, or a text_field"
             )
         return ids
+
+
+def _no_column(repo: str, field: str, columns: Iterable[str]) -> ValueError:
+    return ValueError(f"data set {repo} has no column {field!r}; columns: {', '.join(columns)}")
 
 
 def _unreachable(repo: str, error: Exception) -> ValueError:

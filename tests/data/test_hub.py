@@ -96,7 +96,36 @@ def test_blank_documents_are_left_out(stream: Open, tiny_tokenizer: Tokenizer) -
     assert ids_of(stream(rows), 1) == (expected * 9)[:16]
 
 
-@pytest.mark.parametrize("rows", [[], texts(["", "  "])])
+def test_null_rows_are_left_out(stream: Open, tiny_tokenizer: Tokenizer) -> None:
+    rows = [{"text": None}, *texts(["the cat sat"]), {"text": None}, *texts(["the dog"])]
+    expected = flat(["the cat sat", "the dog"], tiny_tokenizer)
+    assert ids_of(stream(rows), 1) == (expected * 9)[:16]
+    rows = [{"ids": None}, {"ids": [1, 2, 3]}, {"ids": []}, {"ids": None}, {"ids": [4]}]
+    source = stream(rows, text_field=None, tokens_field="ids")
+    assert ids_of(source, 1) == [1, 2, 3, 4] * 4
+
+
+@pytest.mark.parametrize("value", [7, 1.5, b"the cat", ["the cat"]])
+def test_a_column_without_text_is_named(stream: Open, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"o/set: column 'text' holds {type(value).__name__}, no"):
+        next(stream([*texts(["the cat"]), {"text": value}]))
+
+
+@pytest.mark.parametrize(
+    "value", [7, "the cat", [1.5], [1, None], ["1"], [[1], [2]], [[1], [2, 3]]]
+)
+def test_a_column_without_token_ids_is_named(stream: Open, value: Any) -> None:
+    rows = [{"ids": [1, 2]}, {"ids": value}]
+    with pytest.raises(ValueError, match=r"o/set: column 'ids' holds .*, not a list of token ids"):
+        next(stream(rows, text_field=None, tokens_field="ids"))
+
+
+def test_rows_without_the_column_are_refused(stream: Open) -> None:
+    with pytest.raises(ValueError, match="o/set has no column 'text'; columns: body, id"):
+        next(stream([{"body": "the cat", "id": 1}]))
+
+
+@pytest.mark.parametrize("rows", [[], texts(["", "  "]), [{"text": None}]])
 def test_a_set_without_text_is_refused(stream: Open, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="data set o/set, rank 1 of 2: no text in it"):
         next(stream(rows, World(1, 2)))
