@@ -2,6 +2,9 @@
 
 A .txt file is one document, a line of .jsonl and a row of .parquet are one each. Files must be
 UTF-8. Held out are whole files (`heldout_paths`) or, without any, the last 2 % of every file.
+
+.jsonl and .parquet files are read document by document, and counted before if a part is held out:
+they may be larger than memory. Limits: a .txt file is in memory as a whole.
 """
 
 import fnmatch
@@ -9,18 +12,24 @@ import glob
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 from sae_kit.data.packing import PackedContexts, fingerprint_of, tokenise_once
 from sae_kit.data.tokens import ContextStream, Split, TokensConfig
 from sae_kit.dist import World
 from sae_kit.models.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HELDOUT_SHARE = 0.02
+PARQUET_BUFFER = 1 << 20  # bytes of a file read at once
+PARQUET_ROWS = 256  # rows of a file in memory at once
 
 Part = Literal["all", "first", "last"]
 """Of a file: everything, all but the last 2 %, or the last 2 %."""
@@ -32,7 +41,9 @@ class TextConfig(TokensConfig, kind="text"):
     """Local text files."""
 
     paths: tuple[str, ...]
-    """Files, folders (searched for .txt, .jsonl, .parquet) or patterns such as books/**/*.txt."""
+    """Files, folders (searched for .txt, .jsonl, .parquet) or patterns such as books/**/*.txt. What
+    is there under a name is no pattern, whatever is in it.
+    """
     text_field: str = "text"
     """The field of .jsonl objects, or column of .parquet files, that holds the text."""
     heldout_paths: tuple[str, ...] = ()
@@ -74,6 +85,8 @@ def find_files(paths: tuple[str, ...]) -> list[Path]:
         path = Path(name).expanduser()
         if path.is_dir():
             files = [file for file in path.rglob("*") if file.suffix in SUFFIXES]
+        elif path.is_file():  # also one whose name could be read as a pattern
+            files = [path]
         else:
             files = [Path(file) for file in glob.glob(str(path), recursive=True)]
         files = [file for file in files if file.is_file()]
@@ -102,7 +115,10 @@ def select_parts(
         return [(file, "first" if split == "train" else "last") for file in files]
     heldout = set()
     for pattern in heldout_paths:
-        matched = {f for f in files if fnmatch.fnmatch(f.name, pattern) or f.match(pattern)}
+        named = {file for file in files if pattern in (file.name, str(file))}
+        matched = named or {
+            f for f in files if fnmatch.fnmatch(f.name, pattern) or f.match(pattern)
+        }
         if not matched:
             names = ", ".join(file.name for file in files)
             raise ValueError(f"heldout_paths: {pattern!r} matches none of: {names}")
@@ -115,11 +131,15 @@ def read_part(path: Path, part: Part, text_field: str = "text") -> Iterator[str]
 
     Raises ValueError naming the file, and the byte, line or field that is wrong.
     """
+    documents: Iterable[str]
     if path.suffix == ".txt":
         documents = [_cut_text(_decoded(path.read_bytes(), path), part)]
+    elif path.suffix == ".jsonl":
+        wanted = _wanted(part, lambda: sum(1 for _ in _lines(path)))
+        documents = islice(_jsonl(path, text_field), *wanted)
     else:
-        read = _jsonl if path.suffix == ".jsonl" else _parquet
-        documents = _cut_documents(list(read(path, text_field)), part)
+        wanted = _wanted(part, lambda: _n_rows(path))
+        documents = islice(_parquet(path, text_field), *wanted)
     for document in documents:
         if document.strip():
             yield document
@@ -133,9 +153,12 @@ def _cut_text(text: str, part: Part) -> str:
     return {"all": text, "first": text[:cut], "last": text[cut:]}[part]
 
 
-def _cut_documents(documents: list[str], part: Part) -> list[str]:
-    cut = _first(len(documents))
-    return {"all": documents, "first": documents[:cut], "last": documents[cut:]}[part]
+def _wanted(part: Part, count: Callable[[], int]) -> tuple[int, int | None]:
+    """From which to which document a part goes, of as many as `count` finds if it is called."""
+    if part == "all":
+        return 0, None
+    cut = _first(count())
+    return (0, cut) if part == "first" else (cut, None)
 
 
 def _first(n: int) -> int:
@@ -153,43 +176,62 @@ def _decoded(data: bytes, path: Path, offset: int = 0) -> str:
         ) from error
 
 
-def _jsonl(path: Path, text_field: str) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers."""
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = _decoded(line, path, offset)
             offset += len(line)
-            if not text.strip():
-                continue
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-            fields = value if isinstance(value, dict) else {}
-            if not isinstance(fields.get(text_field), str):
-                raise ValueError(
-                    f"{path}, line {number} has no text in {text_field!r}; fields: "
-                    f"{', '.join(fields) or 'none'} (choose one with text_field)"
-                )
-            yield fields[text_field]
+            if text.strip():
+                yield number, text
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def _jsonl(path: Path, text_field: str) -> Iterator[str]:
+    for number, text in _lines(path):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        fields = value if isinstance(value, dict) else {}
+        if not isinstance(fields.get(text_field), str):
+            raise ValueError(
+                f"{path}, line {number} has no text in {text_field!r}; fields: "
+                f"{', '.join(fields) or 'none'} (choose one with text_field)"
+            )
+        yield fields[text_field]
+
+
+def _parquet_file(path: Path) -> "ParquetFile":
     import pyarrow
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        # Otherwise a whole column of a row group, which may be all of the file, is read at once.
+        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
-    with file:
+
+
+def _n_rows(path: Path) -> int:
+    with _parquet_file(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[str]:
+    with _parquet_file(path) as file:
         if text_field not in file.schema_arrow.names:
             raise ValueError(
                 f"{path} has no column {text_field!r}; columns: "
                 f"{', '.join(file.schema_arrow.names)} (choose one with text_field)"
             )
-        for batch in file.iter_batches(columns=[text_field]):
+        for batch in file.iter_batches(columns=[text_field], batch_size=PARQUET_ROWS):
             for value in batch.column(0).to_pylist():
+                if not isinstance(value, str | None):
+                    raise ValueError(
+                        f"{path}: column {text_field!r} holds {type(value).__name__}, not text; "
+                        "choose another with text_field"
+                    )
                 yield value or ""
 
 

@@ -1,13 +1,15 @@
 """Local files: what is found, what is held out, and what is said about a bad one."""
 
 import json
+import math
+import random
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sae_kit.data.text import TextConfig, find_files, read_part, select_parts
+from sae_kit.data.text import Part, TextConfig, find_files, read_part, select_parts
 from sae_kit.dist import World
 from sae_kit.models.tokenizer import Tokenizer
 
@@ -33,6 +35,20 @@ def test_files_folders_and_patterns(folder: Path) -> None:
     assert find_files((str(folder / "*.txt"),)) == [b]
     assert find_files((str(folder / "**" / "*.txt"),)) == [b, a]
     assert find_files((str(a), str(folder), str(a))) == [b, a]
+
+
+@pytest.mark.parametrize("name", ["books [1].txt", "a*b.txt", "what?.txt", "[!x].txt"])
+def test_a_file_is_found_whatever_its_name_would_match(folder: Path, name: str) -> None:
+    (folder / name).write_text("the cat sat\n", encoding="utf-8")
+    assert find_files((str(folder / name),)) == [folder / name]
+    files = find_files((str(folder),))
+    assert select_parts(files, (name,), "heldout") == [(folder / name, "all")]
+    assert select_parts(files, (str(folder / name),), "heldout") == [(folder / name, "all")]
+
+
+def test_what_is_in_a_folder_is_found_whatever_its_name_would_match(folder: Path) -> None:
+    (folder / "old").rename(folder / "old [2]")
+    assert find_files((str(folder / "old [2]"),)) == [folder / "old [2]" / "a.txt"]
 
 
 @pytest.mark.parametrize("name", ["nothing", "*.md", "old/empty"])
@@ -72,6 +88,47 @@ def test_the_two_parts_of_many_documents(tmp_path: Path, n: int, n_last: int) ->
     last = list(read_part(tmp_path / "a.jsonl", "last"))
     assert first + last == documents == list(read_part(tmp_path / "a.jsonl", "all"))
     assert len(last) == n_last
+
+
+@pytest.mark.parametrize("n", [*range(4), 49, 50, 51, 700])
+def test_the_parts_are_those_of_the_list_of_all_documents(tmp_path: Path, n: int) -> None:
+    """The last 2 %, rounded up, blank documents counted; blank lines of .jsonl are no documents."""
+    documents = ["" if i % 5 == 1 else f"document {i}" for i in range(n)]
+    lines = [
+        json.dumps({"text": document}) + "\n" * (1 + i % 3) for i, document in enumerate(documents)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n \u2003\n" + "".join(lines), encoding="utf-8")
+    table = pa.table({"text": pa.array([d or None for d in documents], pa.string())})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    cut = n if n < 2 else n - math.ceil(n * 0.02)
+    expected = {"all": documents, "first": documents[:cut], "last": documents[cut:]}
+    for name in ("a.jsonl", "a.parquet"):
+        for part, own in expected.items():
+            assert list(read_part(tmp_path / name, part)) == [d for d in own if d], (name, part)
+
+
+def test_jsonl_is_read_document_by_document(tmp_path: Path) -> None:
+    write_jsonl(
+        tmp_path / "a.jsonl", [{"text": "the cat"}, {"text": "the dog"}, {"body": "the mat"}]
+    )
+    for part in ("all", "first"):
+        documents = read_part(tmp_path / "a.jsonl", part)
+        assert [next(documents), next(documents)] == ["the cat", "the dog"]
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3 has no text in 'text'"):
+        list(read_part(tmp_path / "a.jsonl", "all"))
+
+
+@pytest.mark.parametrize("part", ["all", "first"])
+def test_parquet_is_read_document_by_document(tmp_path: Path, part: Part) -> None:
+    draw = random.Random(0)
+    texts = [draw.randbytes(1000).hex() for _ in range(8000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
+    del texts
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in read_part(tmp_path / "a.parquet", part):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < (tmp_path / "a.parquet").stat().st_size / 2
 
 
 def test_whole_files_are_held_out_by_pattern(folder: Path) -> None:
@@ -114,6 +171,12 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
 def test_a_missing_parquet_column_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'text'; columns: body, id"):
+        list(read_part(tmp_path / "a.parquet", "all"))
+
+
+def test_a_parquet_column_without_text_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [None, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: column 'text' holds int, not text"):
         list(read_part(tmp_path / "a.parquet", "all"))
 
 
