@@ -263,8 +263,6 @@ def load_saes(
         ValueError: no SAEs there, a layer that has none, several SAEs at one site, or as load_sae.
         ConnectionError: as load_sae.
     """
-    if isinstance(layers, int | str):
-        raise ValueError(f"layers: {layers!r} is no list; write [{layers}]")
     root = open_source(source, revision)
     if any(name.startswith(f"{SAES_FOLDER}/") for name in root.names()):
         root = root.at(SAES_FOLDER)

@@ -91,12 +91,6 @@ def test_a_site_that_contradicts_the_file_is_refused(tmp_path):
         formats.load_sae(tmp_path, site="hook_pos_embed")
 
 
-@pytest.mark.parametrize("layers", [2, "2"])
-def test_layers_are_a_list(tmp_path, layers):
-    with pytest.raises(ValueError, match=r"layers: .* is no list; write \[2\]"):
-        formats.load_saes(tmp_path, layers=layers)
-
-
 def test_nothing_is_no_source():
     with pytest.raises(ValueError, match="source: is empty"):
         formats.load_sae("")
