@@ -1,14 +1,17 @@
 """Files that are whole or not there at all, whatever happens while they are written.
 
 A file is written under a hidden name, flushed to the disk and renamed. Tensors are safetensors,
-never code.
+never code. What several processes need and one is to make, they make in turns.
 
-Limits: a kill leaves the hidden file behind.
+Limits: a kill leaves the hidden file behind. Turns are those of the processes of one machine, or of
+one network folder whose system knows locks.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +21,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 class DamagedFileError(ValueError):
@@ -113,6 +118,28 @@ def _replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # or it would hide what went wrong
             hidden.unlink()
+
+
+@contextlib.contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Within, no other process is in a block for the same `path`: one makes the file there, and the
+    others find it. A process that fails or ends lets the next one in.
+
+    Raises:
+        OSError: the folder does not exist, or cannot be written to.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that is making %s", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Who waits has this file open, and goes on behind; who comes later finds `path`.
+            lock.unlink(missing_ok=True)
 
 
 def refused(error: OSError, path: Path) -> OSError:

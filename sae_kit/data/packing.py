@@ -2,7 +2,8 @@
 
 The flat file is one array of token ids, every document followed by the end-of-text token. It lies
 in the cache folder under a name that changes with the text and the tokenizer, and is memory-mapped,
-so a corpus larger than memory is no trouble.
+so a corpus larger than memory is no trouble. Of several processes that want the same text, those of
+one torchrun or of a sweep, one tokenises it while the others wait.
 
 Contexts are consecutive pieces of that array, visited in a new random order every epoch. The tail
 that does not fill a context is the only text never seen.
@@ -27,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_kit.data.tokens import Contexts, cache_folder
+from sae_kit.files import taking_turns
 from sae_kit.models.tokenizer import Tokenizer
 
 _PIECE_CHARS = 1 << 16
@@ -62,14 +64,17 @@ def tokenise_once(
     """Tokenise `documents`, each followed by the end-of-text token, unless a kept copy is found.
 
     `content` identifies the text (its hash): with the same content and tokenizer the kept file is
-    opened and `documents` is not read at all.
+    opened and `documents` is not read at all. Another process that is at it is waited for.
     """
     key = fingerprint_of("tokens", content, tokenizer.fingerprint)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
     path = cache_folder() / "tokens" / f"{key}.{dtype.name}"
     if not path.is_file():
-        _log.info("tokenising %s (once; kept as %s)", name, path)
-        _write(path, documents, name, tokenizer, dtype)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with taking_turns(path):
+            if not path.is_file():
+                _log.info("tokenising %s (once; kept as %s)", name, path)
+                _write(path, documents, name, tokenizer, dtype)
     empty = path.stat().st_size == 0  # which cannot be mapped
     ids = np.zeros(0, dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
     return FlatTokens(name, ids, key)
@@ -137,10 +142,8 @@ def pieces_of(text: str, size: int = _PIECE_CHARS) -> Iterator[str]:
 def _write(
     path: Path, documents: Iterable[str], name: str, tokenizer: Tokenizer, dtype: np.dtype
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        # Two processes may do the same work at once; each moves a whole file into place.
         with (
             os.fdopen(handle, "wb") as file,
             tqdm(desc=f"tokenising {name}", unit="char", unit_scale=True, disable=None) as progress,

@@ -1,5 +1,8 @@
 """Packing loses nothing, repeats nothing, and tokenises a text once."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,34 @@ def test_a_tokenisation_that_breaks_off_leaves_nothing(
     with pytest.raises(OSError, match="the disk is gone"):
         tokenise_once(documents(), content="c", name="n", tokenizer=tiny_tokenizer)
     assert list((own_cache / "tokens").iterdir()) == []
+
+
+def test_several_at_once_tokenise_once(tiny_tokenizer: Tokenizer, own_cache: Path) -> None:
+    """The first fails half way, the second does the work, and the others find it done."""
+    begun, read = threading.Event(), []
+
+    def documents(number: int):
+        read.append(number)
+        yield "the cat"
+        begun.set()
+        time.sleep(0.2)  # while the others come
+        if len(read) == 1:
+            raise OSError("the disk is gone")
+
+    def tokenise(number: int) -> list[int]:
+        if number > 0:
+            begun.wait()
+        texts = documents(number)
+        return tokenise_once(texts, content="c", name="n", tokenizer=tiny_tokenizer).ids.tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = [pool.submit(tokenise, number) for number in range(4)]
+        with pytest.raises(OSError, match="the disk is gone"):
+            first.result(timeout=60)
+        found = [other.result(timeout=60) for other in others]
+    assert found == [[*tiny_tokenizer.encode("the cat"), tiny_tokenizer.eot_id]] * 3
+    assert len(read) == 2
+    assert [file.suffix for file in (own_cache / "tokens").iterdir()] == [".uint16"]
 
 
 def test_large_vocabularies_are_kept_in_32_bits(
