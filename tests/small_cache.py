@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sae_kit.config import to_dict
 from sae_kit.data.activations import LiveConfig, Passes
 from sae_kit.data.cache_manifest import Contents, Dtype, Manifest, ModelIdentity, weights_hash
 from sae_kit.data.cache_writer import CacheWriter, RowStream
-from sae_kit.data.tokens import Contexts, ContextStream
+from sae_kit.data.text import TextConfig
+from sae_kit.data.tokens import Contexts, ContextStream, TokensConfig
 from sae_kit.dist import World
 from sae_kit.models.gpt2 import GPT2
 
+DATA = TextConfig(paths=("a", "b"), context_size=16)
 SITES = ("blocks.1.hook_resid_pre", "blocks.1.mlp.hook_post", "blocks.2.hook_resid_mid")
-N_POS, EOT, PER_PASS = 16, 7, 4
+N_POS, EOT, PER_PASS = DATA.context_size, 7, 4
 
 
 class RandomContexts(Contexts):
@@ -33,8 +36,8 @@ class RandomContexts(Contexts):
         return tokens
 
 
-def stream() -> ContextStream:
-    return ContextStream(RandomContexts(), world=World(0, 1))
+def stream(config: TokensConfig = DATA) -> ContextStream:
+    return ContextStream(RandomContexts(), world=World(0, 1), config=config)
 
 
 def passes(model: GPT2, sites: Sequence[str] = SITES) -> Passes:
@@ -57,7 +60,7 @@ def contents(
         dtype=dtype,
         n_rows=n_rows,
         shard_rows=shard_rows,
-        data={"kind": "random", "context_size": N_POS, "paths": ["a", "b"]},
+        data=to_dict(DATA),
         seed=0,
         context_size=N_POS,
         drop_first_position=True,

@@ -73,6 +73,8 @@ class ActivationSource(ABC):
     """Whether position 0 of every context is left out."""
     drop_special_tokens: bool
     """Whether end-of-text tokens are left out."""
+    text: Mapping[str, Any] | None = None
+    """The config of the text the rows are of, as plain types; None: that of the run's own text."""
 
     @abstractmethod
     def prepare(self) -> None:

@@ -12,6 +12,9 @@ rows of all of them, so it can be continued with another number.
 
 Inputs are scaled to a mean norm of sqrt(width) over the whole cache, as its manifest has it.
 
+What was trained on is the cache's text. The run's own `data` must cut contexts as the cache's does,
+and is what SAEs are measured on afterwards: where it is other text, a warning says so.
+
 Shards are mapped into memory and read where they are touched: memory is a few batches, and what is
 read stays in the operating system's file cache, which several trainers share. Random reading is
 fast from there, and bound by the disk's random reads otherwise (docs/cache.md).
@@ -34,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_kit.config import nearest
+from sae_kit.config import differences, nearest, to_dict
 from sae_kit.data.activations import ActivationsConfig, ActivationSource, Batch
 from sae_kit.data.cache_manifest import (
     Manifest,
@@ -90,7 +93,8 @@ class CachedConfig(ActivationsConfig, kind="cached"):
         """
         folder, here = Path(self.path), world()
         manifest = read_manifest(folder)
-        self._check(manifest, sites, tokens.context_size, batch_rows * here.size)
+        self._check(manifest, sites, batch_rows * here.size)
+        self._check_text(manifest, tokens)
         self._check_model(manifest, model)
         source = CachedSource(
             self,
@@ -106,9 +110,7 @@ class CachedConfig(ActivationsConfig, kind="cached"):
             _verify(folder, manifest, here)
         return source
 
-    def _check(
-        self, manifest: Manifest, sites: Sequence[Site], context_size: int, step_rows: int
-    ) -> None:
+    def _check(self, manifest: Manifest, sites: Sequence[Site], step_rows: int) -> None:
         """ValueError unless the cache holds what is asked for."""
         contents = manifest.contents
         for site in sites:
@@ -127,16 +129,38 @@ class CachedConfig(ActivationsConfig, kind="cached"):
                     f"written with {_word(written)}; give activations.{name}={_word(written)}, or "
                     "write another cache"
                 )
-        if context_size != contents.context_size:
-            raise ValueError(
-                f"data.context_size: {context_size}, but the cache at {self.path} is of contexts "
-                f"of {contents.context_size} tokens; give data.context_size="
-                f"{contents.context_size}, or write another cache"
-            )
         if step_rows > contents.n_rows:
             raise ValueError(
                 f"trainer.batch_rows: {step_rows} rows a step are more than the {contents.n_rows} "
                 f"in the cache at {self.path}; lower it, or write a larger cache"
+            )
+
+    def _check_text(self, manifest: Manifest, tokens: TokenSource) -> None:
+        """ValueError unless the cache is of contexts cut as those of `tokens`; a warning if they
+        are of other text.
+        """
+        contents, config = manifest.contents, tokens.config
+        if tokens.context_size != contents.context_size:
+            raise ValueError(
+                f"data.context_size: {tokens.context_size}, but the cache at {self.path} is of "
+                f"contexts of {contents.context_size} tokens; give data.context_size="
+                f"{contents.context_size}, or write another cache"
+            )
+        if config is None:
+            return
+        written = contents.data["prepend_bos"]
+        if config.prepend_bos != written:
+            raise ValueError(
+                f"data.prepend_bos: {_word(config.prepend_bos)}, but the cache at {self.path} was "
+                f"written with {_word(written)}; give data.prepend_bos={_word(written)}, or write "
+                "another cache"
+            )
+        if changed := differences(contents.data, to_dict(config)):
+            log.warning(
+                "data: the cache at %s is of other text; SAEs are trained on the cache's text and "
+                "measured on that of data, which they may have seen (cache -> data):\n  %s",
+                self.path,
+                "\n  ".join(changed),
             )
 
     def _check_model(self, manifest: Manifest, model: Hookable) -> None:
@@ -196,6 +220,7 @@ class CachedSource(ActivationSource):
         self.world, self.seed, self.device, self.stopwatch = world, seed, device, stopwatch
         self.drop_first_position = config.drop_first_position
         self.drop_special_tokens = config.drop_special_tokens
+        self.text = contents.data
         self.widths = {site: contents.sites[site] for site in sites}
         self.scales = {
             site: math.sqrt(width) / manifest.mean_norms[site] if config.scale_inputs else 1.0

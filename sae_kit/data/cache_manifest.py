@@ -76,7 +76,7 @@ class Contents:
     shard_rows: int
     """Positions in a shard; the last one may have fewer."""
     data: dict[str, Any]
-    """The config of the text."""
+    """The config of the text, with `prepend_bos` among others."""
     seed: int
     """Of the order in which contexts were read."""
     context_size: int

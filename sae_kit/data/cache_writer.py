@@ -6,6 +6,8 @@ stands. A writer that was killed goes on after the last shard so noted: it goes 
 that its end fell into, runs it again, and leaves out the rows it has. What comes out is byte for
 byte what would have come out without the kill.
 
+No context is written twice: where the text ends before the cache is full, the writer stops.
+
 Limits: one process writes a cache. A shard is in memory twice while it is written. Byte for byte
 holds on one machine with one number of threads.
 """
@@ -34,7 +36,7 @@ from sae_kit.data.cache_manifest import (
     shard_path,
     write_manifest,
 )
-from sae_kit.data.tokens import TokenSource, take
+from sae_kit.data.tokens import TokenSource
 from sae_kit.files import save_tensors
 from sae_kit.log import Progress
 from sae_kit.models.hooks import Site, torch_dtype
@@ -55,30 +57,37 @@ class RowStream:
         self._rows: Mapping[Site, Tensor] = {}
         self._context = torch.empty(0, dtype=torch.int64)
         self._n_used = 0  # rows of the pass that were handed out
+        self._over = False  # whether the pass was the last of the text
         self._before = (tokens.state_dict(), 0)
 
     def pieces(self, n_rows: int) -> Iterator[tuple[dict[Site, Tensor], Int[Tensor, " rows"]]]:
-        """The next `n_rows` rows, in pieces: activations by site, and the numbers of their
-        contexts.
+        """The next `n_rows` rows, or as many as the text still has, in pieces: activations by site,
+        and the numbers of their contexts.
         """
         while n_rows > 0:
-            if self._n_used == len(self._context):
-                self._run_model()
+            if self._n_used == len(self._context) and not self._run_model():
+                return
             piece = slice(self._n_used, min(self._n_used + n_rows, len(self._context)))
             self._n_used = piece.stop
             n_rows -= piece.stop - piece.start
             yield {site: rows[piece] for site, rows in self._rows.items()}, self._context[piece]
 
-    def _run_model(self) -> None:
-        """The rows of the next pass that has any."""
+    def _run_model(self) -> bool:
+        """Find the rows of the next pass that has any; False if there is none."""
         for _ in range(MAX_EMPTY_PASSES):
+            if self._over:
+                return False
             self._before = (self.tokens.state_dict(), self.n_contexts)
-            tokens = take(self.tokens, self.contexts_per_pass)
+            contexts = _take_new(self.tokens, self.contexts_per_pass)
+            self._over = len(contexts) < self.contexts_per_pass
+            if not contexts:
+                return False
+            tokens = torch.stack(contexts)
             self._rows, context = self.passes.rows(tokens.to(self.passes.model.device))
             self._context, self._n_used = context.cpu() + self.n_contexts, 0
             self.n_contexts += len(tokens)
             if len(context) > 0:
-                return
+                return True
         raise ValueError(
             f"data: {MAX_EMPTY_PASSES * self.contexts_per_pass} contexts in a row hold nothing but "
             "special tokens; give other text, or drop_special_tokens=false"
@@ -92,9 +101,20 @@ class RowStream:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position, running the model once."""
         self.tokens.load_state_dict(state["tokens"])
-        self.n_contexts = state["n_contexts"]
+        self.n_contexts, self._over = state["n_contexts"], False
         self._run_model()
         self._n_used = state["n_used"]
+
+
+def _take_new(tokens: TokenSource, n: int) -> list[Tensor]:
+    """The next `n` contexts, or as many as come before one that repeats an earlier one."""
+    contexts: list[Tensor] = []
+    while len(contexts) < n:
+        context = next(tokens)
+        if tokens.repeats:
+            break
+        contexts.append(context)
+    return contexts
 
 
 @final
@@ -135,7 +155,8 @@ class CacheWriter:
         """Write what is missing, with a progress bar.
 
         Raises:
-            ValueError: activations that cannot be kept, or text without tokens that count.
+            ValueError: activations that cannot be kept, or text that ends too early or is without
+                tokens that count.
             OSError: the disk refused; every finished shard stays.
         """
         for path in self.folder.glob(".shard_*.tmp"):
@@ -170,6 +191,13 @@ class CacheWriter:
             context[places] = numbers
             start = places.stop
             progress.update(len(numbers))
+        if start < len(acts):
+            n = self.n_rows + start
+            raise ValueError(
+                f"n_tokens: {self.contents.n_rows} is more than the {n} positions that the text "
+                f"has; delete {self.folder} and begin again with n_tokens={n} or less (a trainer "
+                "may read a cache several times), or with more text"
+            )
 
     def _summed_norms(self, acts: Tensor) -> dict[Site, float]:
         """The norms of a shard's rows, as they are kept, summed in float64."""

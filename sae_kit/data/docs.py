@@ -34,7 +34,7 @@ from tqdm import tqdm
 from sae_kit.data.packing import PackedContexts, fingerprint_of, tokenise_once
 from sae_kit.data.tokens import ContextStream, Split, TokensConfig, cache_folder
 from sae_kit.dist import World
-from sae_kit.files import write_atomic
+from sae_kit.files import taking_turns, write_atomic
 from sae_kit.models.tokenizer import Tokenizer
 
 ROOTS = (
@@ -73,7 +73,8 @@ class DocsConfig(TokensConfig, kind="docs"):
 
     def open(self, tokenizer: Tokenizer, *, split: Split, world: World, seed: int) -> ContextStream:
         """The source at its start."""
-        return ContextStream(self.contexts(tokenizer, split=split, seed=seed), world=world)
+        contexts = self.contexts(tokenizer, split=split, seed=seed)
+        return ContextStream(contexts, world=world, config=self)
 
     def contexts(self, tokenizer: Tokenizer, *, split: Split, seed: int) -> PackedContexts:
         """The contexts by index."""
@@ -122,11 +123,14 @@ def docstring_corpus() -> DocstringCorpus:
     path = cache_folder() / "docs" / f"{key}.json"
     if path.is_file():
         return _read(path)
-    _log.info("reading the docstrings of %d packages (once; kept in %s)", len(versions), path)
-    files = [*_stdlib_files(), *(f for n, d in packages.items() for f in _package_files(n, d))]
-    corpus = scan(files, versions)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(asdict(corpus)))
+    with taking_turns(path):
+        if path.is_file():  # by now
+            return _read(path)
+        _log.info("reading the docstrings of %d packages (once; kept in %s)", len(versions), path)
+        files = [*_stdlib_files(), *(f for n, d in packages.items() for f in _package_files(n, d))]
+        corpus = scan(files, versions)
+        write_atomic(path, json.dumps(asdict(corpus)))
     _log.info(corpus.summary())
     return corpus
 

@@ -129,7 +129,7 @@ class HubStream(TokenSource):
         self.context_size = config.context_size
         self._open_rows = open_rows
         self._tokenizer = tokenizer
-        self._config = config
+        self.config = config
         self._bos = tokenizer.eot_id if config.prepend_bos else None
         self._body = config.context_size - config.prepend_bos
         self._world = world
@@ -147,6 +147,11 @@ class HubStream(TokenSource):
         ids, self._pending = self._pending[: self._body], self._pending[self._body :]
         return as_context(ids, self._bos)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the set was begun again for the last context, or before."""
+        return self._epoch > 0
+
     def state_dict(self) -> dict[str, Any]:
         """The client's position and the tokens already read."""
         return {
@@ -162,7 +167,7 @@ class HubStream(TokenSource):
         """Go to a position. Raises ValueError if it is of another set, tokenizer or world."""
         if state["contexts"] != self._fingerprint:
             raise ValueError(
-                f"the saved data position is not of {self._config.repo} with this tokenizer and "
+                f"the saved data position is not of {self.config.repo} with this tokenizer and "
                 "data config; start a new run"
             )
         check_world(state["world_size"], self._world)
@@ -186,7 +191,7 @@ class HubStream(TokenSource):
                 if len(rows) == _READ_AT_ONCE:
                     break
         except Exception as error:  # of several libraries, with no base in common
-            raise _unreachable(self._config.repo, error) from error
+            raise _unreachable(self.config.repo, error) from error
         if not rows:
             self._start_over()
             return
@@ -197,7 +202,7 @@ class HubStream(TokenSource):
     def _start_over(self) -> None:
         if not self._epoch_has_tokens:
             raise ValueError(
-                f"data set {self._config.repo}, rank {self._world.rank} of {self._world.size}: no "
+                f"data set {self.config.repo}, rank {self._world.rank} of {self._world.size}: no "
                 "text in it; choose another split or column"
             )
         self._epoch += 1
@@ -206,7 +211,7 @@ class HubStream(TokenSource):
         self._iterator = iter(self._rows)
 
     def _ids(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:
-        config = self._config
+        config = self.config
         if config.text_field is not None:
             texts = [text for text in self._values(rows, config.text_field) if self._is_text(text)]
             for ids in self._tokenizer.encode_batch(texts):
@@ -219,7 +224,7 @@ class HubStream(TokenSource):
         """What stands in a column; nulls, which many sets have, are left out."""
         for row in rows:
             if field not in row:
-                raise _no_column(self._config.repo, field, row)
+                raise _no_column(self.config.repo, field, row)
             if row[field] is not None:
                 yield row[field]
 
@@ -227,7 +232,7 @@ class HubStream(TokenSource):
         """Whether a text is not blank; ValueError if it is none."""
         if not isinstance(value, str):
             raise ValueError(
-                f"data set {self._config.repo}: column {self._config.text_field!r} holds "
+                f"data set {self.config.repo}: column {self.config.text_field!r} holds "
                 f"{type(value).__name__}, not text; choose another text_field, or give "
                 "tokens_field if these are token ids"
             )
@@ -241,14 +246,14 @@ class HubStream(TokenSource):
             ids = np.array(None)
         if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
             raise ValueError(
-                f"data set {self._config.repo}: column {self._config.tokens_field!r} holds "
+                f"data set {self.config.repo}: column {self.config.tokens_field!r} holds "
                 f"{reprlib.repr(value)}, not a list of token ids; choose another tokens_field, or "
                 "give text_field if this is text"
             )
         n, ids = self._tokenizer.vocab_size, ids.astype(np.int64, copy=False)
         if len(ids) and not 0 <= ids.min() <= ids.max() < n:
             raise ValueError(
-                f"data set {self._config.repo}: token ids {ids.min()}..{ids.max()} are not of a "
+                f"data set {self.config.repo}: token ids {ids.min()}..{ids.max()} are not of a "
                 f"tokenizer with {n} tokens; use the model the set was made for, or a text_field"
             )
         return ids

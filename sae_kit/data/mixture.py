@@ -52,7 +52,8 @@ class MixtureConfig(TokensConfig, kind="mixture"):
 
     def open(self, tokenizer: Tokenizer, *, split: Split, world: World, seed: int) -> ContextStream:
         """The source at its start; ValueError if a part with a share has no text."""
-        return ContextStream(self.contexts(tokenizer, split=split, seed=seed), world=world)
+        contexts = self.contexts(tokenizer, split=split, seed=seed)
+        return ContextStream(contexts, world=world, config=self)
 
     def parts(self) -> dict[str, DocsConfig | TextConfig]:
         """The real text in the mixture, by name, as data sets of their own."""
@@ -140,9 +141,19 @@ class MixedContexts(Contexts):
 
     def __getitem__(self, index: int) -> Int[Tensor, " pos"]:
         """Context `index`."""
+        part, place = self._place(index)
+        return self._parts[part][place]
+
+    def repeats(self, index: int) -> bool:
+        """Whether context `index` is one of its part's again; each part has epochs of its own."""
+        part, place = self._place(index)
+        return self._parts[part].repeats(place)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The part that context `index` comes from, and its number there."""
         block, step = divmod(index, _BLOCK)
         part, place = (int(x) for x in self._block(block)[step])
-        return self._parts[part][block * int(self._counts[part]) + place]
+        return part, block * int(self._counts[part]) + place
 
     def _make_block(self, block: int) -> np.ndarray:
         """[_BLOCK 2]: for each context which part it comes from, and its place among those."""

@@ -31,6 +31,7 @@ class SpreadSource(ActivationSource):
         self.widths = {site: source.widths[site] for site in self.own}
         self.drop_first_position = source.drop_first_position
         self.drop_special_tokens = source.drop_special_tokens
+        self.text = source.text
 
     @property
     def scales(self) -> dict[Site, float]:  # type: ignore[override]

@@ -56,7 +56,8 @@ class TextConfig(TokensConfig, kind="text"):
 
     def open(self, tokenizer: Tokenizer, *, split: Split, world: World, seed: int) -> ContextStream:
         """The source at its start; ValueError if there is no text or a file cannot be read."""
-        return ContextStream(self.contexts(tokenizer, split=split, seed=seed), world=world)
+        contexts = self.contexts(tokenizer, split=split, seed=seed)
+        return ContextStream(contexts, world=world, config=self)
 
     def contexts(self, tokenizer: Tokenizer, *, split: Split, seed: int) -> PackedContexts:
         """The contexts by index."""

@@ -32,6 +32,8 @@ class TokenSource(ABC):
     that loads it goes on as if it had never stopped.
     """
 
+    config: "TokensConfig | None"
+    """What it was opened by; None for one that was put together by hand."""
     context_size: int
     """Tokens in a context, BOS included."""
     n_contexts: int | None
@@ -46,6 +48,11 @@ class TokenSource(ABC):
     @abstractmethod
     def __next__(self) -> Int[Tensor, " pos"]:
         """The next context of this rank."""
+
+    @property
+    @abstractmethod
+    def repeats(self) -> bool:
+        """Whether the last context was, wholly or in part, handed out before, to whatever rank."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -104,12 +111,22 @@ class Contexts(ABC):
     def __getitem__(self, index: int) -> Int[Tensor, " pos"]:
         """Context `index` >= 0, int64."""
 
+    def repeats(self, index: int) -> bool:
+        """Whether context `index` is one of an earlier epoch again.
+
+        Here for contexts that all repeat at once, or never.
+        """
+        return self.n_contexts is not None and index >= self.n_contexts
+
 
 @final
 class ContextStream(TokenSource):
     """Reads `Contexts` in order, every rank its own: rank r of R takes r, r + R, r + 2R, ..."""
 
-    def __init__(self, contexts: Contexts, *, world: World) -> None:
+    def __init__(
+        self, contexts: Contexts, *, world: World, config: TokensConfig | None = None
+    ) -> None:
+        self.config = config
         self._contexts = contexts
         self._world = world
         self._position = 0
@@ -118,9 +135,17 @@ class ContextStream(TokenSource):
         self.n_tokens = contexts.n_tokens
 
     def __next__(self) -> Int[Tensor, " pos"]:
-        context = self._contexts[self._position * self._world.size + self._world.rank]
+        context = self._contexts[self._index(self._position)]
         self._position += 1
         return context
+
+    @property
+    def repeats(self) -> bool:
+        """See TokenSource.repeats."""
+        return self._position > 0 and self._contexts.repeats(self._index(self._position - 1))
+
+    def _index(self, position: int) -> int:
+        return position * self._world.size + self._world.rank
 
     def state_dict(self) -> dict[str, Any]:
         """The number of contexts this rank has read, and what they were read from."""

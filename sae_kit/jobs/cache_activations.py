@@ -64,7 +64,8 @@ def cache_activations(values: dict[str, Any], folder: Path, *, resume: bool) -> 
 
     Raises:
         ValueError: the config does not fit together, or the disk is too small; nothing has been
-            written then.
+            written then. Or the text ended, where that was not to be foreseen (a hub set, a
+            mixture), or the activations cannot be kept.
         TrainingError: the disk refused half way; what is written stays.
     """
     config = from_node(CacheActivations, values)
@@ -102,13 +103,13 @@ def build_writer(config: CacheActivations, folder: Path) -> CacheWriter:
     subject = config.model.build()
     check_context(config.data.context_size, subject.model.n_ctx)
     tokens = config.data.open(subject.tokenizer, split="train", world=world(), seed=config.seed)
-    _check_text(config, tokens)
     positions = LiveConfig(
         drop_first_position=config.drop_first_position,
         drop_special_tokens=config.drop_special_tokens,
     )
     contents = _contents(config, subject)
     passes = Passes(positions, subject.model, list(contents.sites), [subject.tokenizer.eot_id])
+    _check_text(config, tokens, passes)
     rows = RowStream(passes, tokens, contexts_per_pass=config.contexts_per_pass)
     return CacheWriter(folder, contents, rows)
 
@@ -138,15 +139,21 @@ def _contents(config: CacheActivations, subject: LanguageModel) -> Contents:
     )
 
 
-def _check_text(config: CacheActivations, tokens: TokenSource) -> None:
-    """ValueError if the text has fewer positions than are asked for: reading it twice is the
-    trainer's business.
+def _check_text(config: CacheActivations, tokens: TokenSource, passes: Passes) -> None:
+    """ValueError if the text has fewer positions that count than are asked for: reading it twice
+    is the trainer's business. Counted here, which takes no time beside the model; `tokens` stays
+    where it is.
     """
-    if tokens.n_contexts is None:
+    if tokens.n_contexts is None:  # the writer finds out
         return
-    per_context = tokens.context_size - config.drop_first_position
-    if config.n_tokens > (most := tokens.n_contexts * per_context):
+    start, n = tokens.state_dict(), 0
+    for _ in range(tokens.n_contexts):
+        n += int(passes.counting(next(tokens)[None]).sum())
+        if n >= config.n_tokens:
+            break
+    tokens.load_state_dict(start)
+    if n < config.n_tokens:
         raise ValueError(
-            f"n_tokens: {config.n_tokens} is more than the {most} positions that the text has; "
-            f"give n_tokens={most} or less (a trainer may read a cache several times), or more text"
+            f"n_tokens: {config.n_tokens} is more than the {n} positions that the text has; give "
+            f"n_tokens={n} or less (a trainer may read a cache several times), or more text"
         )

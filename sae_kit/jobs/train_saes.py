@@ -192,7 +192,7 @@ def _metadata(
         "drop_first_position": source.drop_first_position,
         "drop_special_tokens": source.drop_special_tokens,
         "training": {
-            "data": to_dict(config.data),
+            "data": to_dict(config.data) if source.text is None else dict(source.text),
             "activations": to_dict(config.activations),
             "objective": to_dict(config.objective),
             "trainer": to_dict(config.trainer),

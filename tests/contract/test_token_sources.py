@@ -188,6 +188,35 @@ def test_packing_neither_loses_nor_repeats_text(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_source_knows_its_config(
+    kind: str, open_source: Open, configs: dict[str, TokensConfig]
+) -> None:
+    assert open_source(kind).config == configs[kind]
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2)])
+def test_what_repeats_is_told(
+    kind: str, rank: int, size: int, open_source: Open, tokenizer: Tokenizer
+) -> None:
+    source = open_source(kind, rank=rank, size=size)
+    assert not source.repeats
+    if kind == "hub":  # a rank's own documents
+        n = len(flat(TRAIN[rank::size], tokenizer)) // (SIZE - 1)
+    else:
+        assert source.n_contexts is not None
+        n = len(range(rank, source.n_contexts, size))
+    told = []
+    for _ in range(2 * n):
+        next(source)
+        told.append(source.repeats)
+    assert told == [False] * n + [True] * n
+    again = open_source(kind, rank=rank, size=size)
+    again.load_state_dict(source.state_dict())
+    assert again.repeats
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_heldout_text_is_not_in_train(kind: str, open_source: Open, tokenizer: Tokenizer) -> None:
     def text(split: Split) -> str:
         contexts = read(open_source(kind, split=split), 200)

@@ -5,11 +5,12 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_cache import N_POS, SITES, context_of_rows, rows_in_order, stream, write
+from small_cache import DATA, N_POS, SITES, context_of_rows, rows_in_order, stream, write
 from torch import Tensor
 
 from sae_kit.checkpoint import load_checkpoint, save_checkpoint
@@ -18,7 +19,9 @@ from sae_kit.data import cache
 from sae_kit.data.activations import ActivationsConfig, ActivationSource, Batch
 from sae_kit.data.cache import CachedConfig, CachedSource
 from sae_kit.data.cache_manifest import shard_path
+from sae_kit.data.docs import DocsConfig
 from sae_kit.data.permutation import Permutation
+from sae_kit.data.tokens import TokenSource
 from sae_kit.dist import World
 from sae_kit.models.gpt2 import GPT2
 from sae_kit.sae.topk import TopKConfig
@@ -60,6 +63,7 @@ def open_cache(
     batch_rows: int = 32,
     seed: int = 0,
     here: World | None = None,
+    tokens: TokenSource | None = None,
     **changed: object,
 ) -> CachedSource:
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +72,7 @@ def open_cache(
         return CachedConfig(path=str(folder), **changed).open(
             model,
             list(sites),
-            stream(),
+            tokens or stream(),
             batch_rows=batch_rows,
             special_ids=[7],
             seed=seed,
@@ -405,15 +409,32 @@ def test_other_contexts_are_refused(folder, model):
     with pytest.raises(
         ValueError, match=r"data\.context_size: 12, but .* give data\.context_size=16"
     ):
-        CachedConfig(path=str(folder)).open(
-            model,
-            SITES,
-            tokens,
-            batch_rows=32,
-            special_ids=[7],
-            seed=0,
-            stopwatch=Stopwatch(),
-        )
+        open_cache(folder, model, tokens=tokens)
+    tokens = stream(replace(DATA, prepend_bos=False))
+    message = r"prepend_bos: false, but .* written with true; give data\.prepend_bos=true, or write"
+    with pytest.raises(ValueError, match=message):
+        open_cache(folder, model, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (replace(DATA, paths=("a", "c")), "  paths.1: 'b' -> 'c'"),
+        (replace(DATA, heldout_paths=("b",)), "  heldout_paths: [] -> ['b']"),
+        (DocsConfig(context_size=N_POS), "  kind: 'text' -> 'docs'"),
+    ],
+)
+def test_other_text_is_warned_of_and_the_caches_own_is_told(folder, model, caplog, data, said):
+    source = open_cache(folder, model, tokens=stream(data))
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert f"the cache at {folder} is of other text" in warning
+    assert said in warning
+    assert source.text == to_dict(DATA)
+
+
+def test_the_same_text_is_not_warned_of(folder, model, caplog):
+    open_cache(folder, model)
+    assert "other text" not in caplog.text
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -152,7 +152,7 @@ PLACES = [
     ("save_checkpoint", 6, False),
     ("write_manifest", 1, True),
     ("write_manifest", 1, False),
-    ("take", 5, True),  # within a shard
+    ("_take_new", 5, True),  # within a shard
 ]
 
 
@@ -260,6 +260,47 @@ def test_a_position_is_left_and_found_again(model, tmp_path, n_before):
     one, same = (torch.cat([context for _, context in pieces]) for pieces in ahead)
     assert one.tolist() == same.tolist() == context_of_rows(n_before + 100)[n_before:]
     assert rows.n_contexts == other.n_contexts
+
+
+# --- text that ends -------------------------------------------------------------------------------
+
+ENDING = 53 * (N_POS - 1) - 2 * 18  # rows of 53 contexts, every third with two that do not count
+
+
+@pytest.fixture
+def ending(monkeypatch) -> None:
+    """The text has 53 contexts, which come again and again."""
+    get = RandomContexts.__getitem__
+    monkeypatch.setattr(RandomContexts, "n_contexts", 53)
+    monkeypatch.setattr(RandomContexts, "__getitem__", lambda self, i: get(self, i % 53))
+
+
+def test_all_of_a_text_fits_and_no_more(ending, model, tmp_path):
+    manifest = write(tmp_path / "all", model, n_rows=ENDING)
+    assert manifest.n_contexts == 53
+    acts, context = stored(tmp_path / "all", manifest)
+    assert context.tolist() == context_of_rows(ENDING)
+    assert len(acts[:, :32].unique(dim=0)) == ENDING
+    message = rf"n_tokens: {ENDING + 1} is more than the {ENDING} positions .* n_tokens={ENDING} or"
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "more", model, n_rows=ENDING + 1)
+
+
+def test_a_killed_writer_finds_the_same_end(ending, model, tmp_path, monkeypatch):
+    write(tmp_path / "whole", model, n_rows=ENDING)
+    for n_rows in (ENDING, ENDING + 1):
+        folder = tmp_path / str(n_rows)
+        with monkeypatch.context() as patch:
+            killer = killing(cache_writer.save_checkpoint, 12, before=False)  # 11 shards are there
+            patch.setattr(cache_writer, "save_checkpoint", killer)
+            with pytest.raises(Killed):
+                write(folder, model, n_rows=n_rows)
+        if n_rows == ENDING:
+            write(folder, model, n_rows=n_rows)
+            assert digests(folder) == digests(tmp_path / "whole")
+        else:
+            with pytest.raises(ValueError, match=f"more than the {ENDING} positions"):
+                write(folder, model, n_rows=n_rows)
 
 
 def test_text_of_special_tokens_alone_ends(model, tmp_path, monkeypatch):

@@ -52,6 +52,15 @@ def test_every_part_is_read_whole_and_once() -> None:
     assert set(seen) == expected
 
 
+def test_a_part_that_begins_again_is_told() -> None:
+    parts = [Numbered(p) for p in range(3)]
+    parts[1].n_contexts = 400
+    contexts = MixedContexts(parts, SHARES, seed=0)
+    for i in range(3000):
+        part, number = contexts[i].tolist()
+        assert contexts.repeats(i) == (part == 1 and number >= 400)
+
+
 def test_the_order_is_fixed_by_the_seed() -> None:
     def order(seed: int) -> list[list[int]]:
         return [mixed(seed)[i].tolist() for i in range(50)]

@@ -162,6 +162,49 @@ def test_settings_that_do_not_fit_fail_before_work_starts(
     assert not (tmp_path / "run").exists()
 
 
+def n_counting(folder: Path, *, bos: bool, drop_first: bool, drop_special: bool) -> int:
+    """Positions of the tiny text that count, looked for one by one."""
+    tokenizer = load_model(str(folder / "model")).tokenizer
+    data = TextConfig(paths=(str(folder / "text.txt"),), context_size=32, prepend_bos=bos)
+    tokens, n = data.open(tokenizer, split="train", world=World(0, 1), seed=0), 0
+    for _ in range(tokens.n_contexts):
+        for place, token in enumerate(next(tokens).tolist()):
+            special = drop_special and token == tokenizer.eot_id
+            n += not (special or (drop_first and place == 0))
+    return n
+
+
+@pytest.mark.parametrize(
+    ("bos", "drop_first", "drop_special"),
+    [(True, True, True), (True, False, True), (False, False, True), (True, False, False)],
+)
+def test_the_largest_cache_is_the_whole_text_once(
+    composed, settings, tiny_folder, tmp_path, bos, drop_first, drop_special
+):
+    """One position more is refused before work starts, with the number that fits."""
+    n = n_counting(tiny_folder, bos=bos, drop_first=drop_first, drop_special=drop_special)
+    settings = [
+        *settings,
+        "contexts_per_pass=64",
+        f"data.prepend_bos={bos}",
+        f"drop_first_position={drop_first}",
+        f"drop_special_tokens={drop_special}",
+    ]
+    with (
+        composed(tmp_path / "more", *settings, f"n_tokens={n + 1}", name="cache") as cfg,
+        pytest.raises(ValueError, match=rf"more than the {n} positions .* give n_tokens={n} or"),
+    ):
+        train(cfg)
+    assert not (tmp_path / "more").exists()
+    with composed(tmp_path / "all", *settings, f"n_tokens={n}", name="cache") as cfg:
+        train(cfg)
+    manifest = read_manifest(tmp_path / "all")
+    data = TextConfig(paths=(str(tiny_folder / "text.txt"),), context_size=32, prepend_bos=bos)
+    tokenizer = load_model(str(tiny_folder / "model")).tokenizer
+    tokens = data.open(tokenizer, split="train", world=World(0, 1), seed=0)
+    assert (manifest.contents.n_rows, manifest.n_contexts) == (n, tokens.n_contexts)
+
+
 def test_a_disk_that_is_too_small_is_refused(composed, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with (
@@ -236,6 +279,7 @@ def test_some_of_its_sites_are_enough(composed, from_cache, tmp_path):
         ("sites=blocks.*.hook_resid_post", "has no 'blocks.0.hook_resid_post'"),
         ("activations.drop_special_tokens=false", "give activations.drop_special_tokens=true"),
         ("data.context_size=16", "give data.context_size=32"),
+        ("data.prepend_bos=false", "give data.prepend_bos=true"),
         ("model.dtype=bfloat16", "dtype=float32"),
         ("model.centre_writing_weights=true", "centre_writing_weights=false"),
         ("trainer.batch_rows=5001 trainer.n_tokens=1e4", "batch_rows: 5001 rows a step"),
@@ -252,6 +296,20 @@ def test_runs_that_do_not_fit_it_fail_before_work_starts(
     ):
         train(cfg)
     assert not (tmp_path / "run").exists()
+
+
+def test_saes_tell_the_text_of_the_cache(composed, from_cache, tiny_folder, tmp_path, caplog):
+    text, other = tiny_folder / "text.txt", tmp_path / "other.txt"
+    other.write_text(text.read_text(encoding="utf-8")[::2], encoding="utf-8")
+    with composed(
+        tmp_path / "run", *from_cache, f"data.paths=[{other}]", f"sites={SITES[1]}"
+    ) as cfg:
+        train(cfg)
+    assert "is of other text" in caplog.text
+    assert f"paths.0: '{text}' -> '{other}'" in caplog.text
+    (sae,) = load_saes(tmp_path / "run").values()
+    assert sae.metadata["training"]["data"]["paths"] == [str(text)]
+    assert sae.metadata["prepend_bos"] is True
 
 
 def test_weights_that_changed_since_are_found(composed, from_cache, tiny_folder, tmp_path):
