@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -129,17 +129,33 @@ def taking_turns(path: Path) -> Iterator[None]:
         OSError: the folder does not exist, or cannot be written to.
     """
     lock = path.with_name(f".{path.name}.lock")
-    with open(lock, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that is making %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # Who waits has this file open, and goes on behind; who comes later finds `path`.
-            lock.unlink(missing_ok=True)
+    while True:
+        with open(lock, "wb") as file:
+            _wait_for(file, path)
+            if not _is_at(file, lock):  # whoever had it has deleted it
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _wait_for(lock: BinaryIO, path: Path) -> None:
+    """Hold `lock`, as long as it is open."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that is making %s", path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is the one that is found at `path` now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def refused(error: OSError, path: Path) -> OSError:

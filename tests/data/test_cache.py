@@ -419,7 +419,7 @@ def test_other_contexts_are_refused(folder, model):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (replace(DATA, paths=("a", "c")), "  paths.1: 'b' -> 'c'"),
+        (replace(DATA, paths=("a", "c")), "  paths: ['a', 'b'] -> ['a', 'c']"),
         (replace(DATA, heldout_paths=("b",)), "  heldout_paths: [] -> ['b']"),
         (DocsConfig(context_size=N_POS), "  kind: 'text' -> 'docs'"),
     ],

@@ -1,9 +1,11 @@
 """Files are whole or not there at all."""
 
 import errno
-import fcntl
 import os
-from multiprocessing import get_context
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +37,56 @@ def test_write_atomic_replaces_or_keeps(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def take_a_turn(path: Path, ready: Any, may_end: Any) -> None:
-    with taking_turns(path):
-        ready.set()
-        may_end.wait(60)
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "wb")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("mine", flush=True)
+sys.stdin.read()
+"""
 
 
-def test_processes_take_turns_and_a_killed_one_lets_the_next_in(tmp_path: Path) -> None:
-    context = get_context("spawn")
-    ready, may_end, path = context.Event(), context.Event(), tmp_path / "made"
-    other = context.Process(target=take_a_turn, args=(path, ready, may_end))
-    other.start()
-    assert ready.wait(60)
-    with (tmp_path / ".made.lock").open() as lock, pytest.raises(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    other.kill()
-    with taking_turns(path):
-        pass
-    other.join()
+def test_a_turn_waits_for_a_process_that_has_it_until_that_is_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    command, done = [sys.executable, "-S", "-c", HOLDER, str(tmp_path / ".made.lock")], []
+
+    def take_turn() -> None:
+        with taking_turns(tmp_path / "made"):
+            done.append(True)
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mine\n"
+        ours = threading.Thread(target=take_turn)
+        ours.start()
+        ours.join(0.1)
+        assert not done
+        other.kill()
+        ours.join(60)
+    assert done
+    assert "waiting for another process that is making" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_turns_never_overlap_though_each_deletes_the_lock(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def take_turns() -> None:
+        for _ in range(20):
+            with taking_turns(tmp_path / "made"):
+                inside.append(True)
+                most.append(len(inside))
+                time.sleep(0)
+                inside.pop()
+
+    takers = [threading.Thread(target=take_turns) for _ in range(4)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(60)
+    assert most == [1] * 80
 
 
 def test_saved_tensors_come_back_in_their_own_memory(tmp_path: Path) -> None:

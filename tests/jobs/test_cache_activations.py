@@ -306,7 +306,7 @@ def test_saes_tell_the_text_of_the_cache(composed, from_cache, tiny_folder, tmp_
     ) as cfg:
         train(cfg)
     assert "is of other text" in caplog.text
-    assert f"paths.0: '{text}' -> '{other}'" in caplog.text
+    assert f"paths: ['{text}'] -> ['{other}']" in caplog.text
     (sae,) = load_saes(tmp_path / "run").values()
     assert sae.metadata["training"]["data"]["paths"] == [str(text)]
     assert sae.metadata["prepend_bos"] is True
