@@ -113,6 +113,7 @@ class HubConfig(TokensConfig, kind="hub"):
 class HubStream(TokenSource):
     """Packs a stream of rows into contexts; after the last row it starts over."""
 
+    config: HubConfig
     n_contexts = None
     n_tokens = None
 
