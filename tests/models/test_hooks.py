@@ -11,6 +11,7 @@ from sae_kit.models.hooks import (
     Stopped,
     Tape,
     check_sites,
+    check_tokens,
     match_sites,
     pair_sites,
     torch_device,
@@ -142,3 +143,13 @@ def test_device_words():
     for word in ("cuda:99", "gpu"):
         with pytest.raises(ValueError, match=f"device: '{word}'"):
             torch_device(word)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4)])
+def test_tokens_are_integers_by_context_and_position(tokens):
+    with pytest.raises(ValueError, match=r"tokens: torch\.(int64|float32) of shape .*integers"):
+        check_tokens(tokens, 300)
+
+
+def test_no_contexts_have_no_wrong_tokens():
+    check_tokens(torch.zeros(0, 4, dtype=torch.int64), 300)
