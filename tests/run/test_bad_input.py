@@ -134,7 +134,9 @@ def test_text_that_cannot_be_read(tiny, tmp_path, case):
     (texts / "empty.txt").write_text("")
     (texts / "short.txt").write_text("A few words.")
     (texts / "train_only.txt").write_text("A few words, again and again.\n" * 40)
-    (texts / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    (texts / "broken.jsonl").write_text(
+        '{"text": "one"}\n{"text": \n' + '{"text": "and one more"}\n' * 100
+    )
     (texts / "fields.jsonl").write_text('{"body": "one"}\n')
     paths, said = TEXT_CASES[case]
     run = tiny.run(

@@ -284,6 +284,8 @@ def test_an_incomplete_site_says_so(driver, site, tmp_path, gone, address):
     assert said.startswith(f"Incompletedata/{gone} is missing: this site is incomplete.")
     assert "python -m sae_kit.viz.browser" in said
     assert "ERR_FILE_NOT_FOUND" in " ".join(complaints(driver))
+    driver.get("about:blank")
+    complaints(driver)  # of what the page wanted in an idle moment
 
 
 def test_a_cut_shard_is_called_damaged(driver, site, tmp_path):
