@@ -16,7 +16,7 @@ Limits: first derivatives only.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -228,6 +228,7 @@ def _row_products(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     return products.view(rows, k)
 
 
+@final
 @dataclass(frozen=True)
 class _ByLatent:
     """The active latents of a batch, [rows k], sorted by latent: sums run in the order of the rows,
