@@ -8,8 +8,10 @@ Limits: JSON has no NaN and no infinity: both are written as null, and null read
 
 import csv
 import io
+import itertools
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from torch import Tensor
 from sae_kit.files import load_tensors, save_tensors, write_atomic
 
 JSON, TABLE, ARRAYS = "result.json", "table.csv", "arrays.safetensors"
+GAP = "  "
+"""Between the columns of a printed table."""
 
 
 @final
@@ -99,23 +103,29 @@ class Result:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file}: not a result: {error!r}") from error
 
-    def table(self) -> str:
-        """The rows as aligned text, numbers to the right; the scalars where there are no rows."""
+    def table(self, width: int | None = None) -> str:
+        """The rows as aligned text, numbers to the right; the scalars where there are no rows.
+
+        Args:
+            width: characters of a line. A wider table is cut into several, one below the other, all
+                beginning with the leading columns of text, or the first; None = it is not cut.
+        """
         rows = self.rows
         if not rows:
             rows = [{"scalar": name, "value": value} for name, value in self.scalars.items()]
-        columns = _columns(rows)
-        lines = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        is_text = [any(isinstance(row.get(column), str) for row in rows) for column in columns]
-        aligned = [
-            "  ".join(
-                cell.ljust(width) if text else cell.rjust(width)
-                for cell, width, text in zip(line, widths, is_text, strict=True)
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join(aligned)
+        columns = [_aligned(column, rows) for column in _columns(rows)]
+        n_leading = max(1, len(list(itertools.takewhile(operator.itemgetter(1), columns))))
+        leading, others = columns[:n_leading], columns[n_leading:]
+        parts: list[list[list[str]]] = [[cells for cells, _ in leading]]
+        for cells, _ in others:
+            if width is not None and len(parts[-1]) > n_leading:
+                taken = sum(len(column[0]) + len(GAP) for column in parts[-1])
+                if taken + len(cells[0]) > width:
+                    parts.append([column for column, _ in leading])
+            parts[-1].append(cells)
+        return "\n\n".join(
+            "\n".join(GAP.join(line).rstrip() for line in zip(*part, strict=True)) for part in parts
+        )
 
     def _csv(self) -> str:
         if not self.rows:
@@ -130,6 +140,13 @@ class Result:
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns of all rows, in the order they first appear."""
     return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _aligned(column: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
+    """Name and values of a column as cells of one width, and whether it is text."""
+    cells = [column, *(_cell(row.get(column, "")) for row in rows)]
+    width, is_text = max(map(len, cells)), any(isinstance(row.get(column), str) for row in rows)
+    return [cell.ljust(width) if is_text else cell.rjust(width) for cell in cells], is_text
 
 
 def _cell(value: object) -> str:

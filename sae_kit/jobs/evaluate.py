@@ -1,6 +1,7 @@
 """What eval.py runs: an evaluation of a training run, of any saved SAEs, or of a model alone."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -27,6 +28,7 @@ from sae_kit.viz.browser.build import build
 log = logging.getLogger(__name__)
 
 DPI = 200  # sharp in print at the figures' own size
+NO_TERMINAL = (120, 0)  # characters of a line where output goes to a file or a pipe
 
 
 @final
@@ -92,7 +94,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> Result:
         evaluation = type(config.eval)
         result = config.eval.run(_subject(config))
         result.save(folder)
-        log.info("\n%s", result.table())
+        width = shutil.get_terminal_size(fallback=NO_TERMINAL).columns
+        log.info("\n%s", result.table(width))
     for name, figure in evaluation.plot(result).items():
         for kind in evaluation.figure_formats:
             figure.savefig(folder / f"{name}.{kind}", dpi=DPI)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from sae_kit import dist
@@ -94,7 +94,8 @@ def _explain_config(error: BaseException) -> str:
         # Hydra's own advice, to append the key with a "+", would only postpone the error.
         parent = [] if cause.parent_node is None else list(cause.parent_node)
         known = [str(key) for key in parent if key != "hydra"]
-        close = nearest(str(cause.key), known)
+        deeper = _places_of(str(cause.key), cause.parent_node)
+        close = deeper or nearest(str(cause.key), known)
         guess = f"did you mean {' or '.join(close)}? " if close else ""
         given = str(error).rpartition("+")[2]
         return (
@@ -102,6 +103,20 @@ def _explain_config(error: BaseException) -> str:
             f"{guess}(known: {', '.join(known) or 'none'})"
         )
     return str(error).partition("\nConfig search path:")[0]
+
+
+def _places_of(key: str, node: Container | None) -> list[str]:
+    """Where a key that is missing in `node` itself stands further down in it, as dotted paths."""
+    if not isinstance(node, DictConfig):
+        return []
+    found: list[str] = []
+    todo = [("", OmegaConf.to_container(node, resolve=False))]
+    for where, values in todo:
+        if isinstance(values, dict):
+            names = {str(name): where + str(name) for name in values if name != "hydra"}
+            found += [path for name, path in names.items() if name == key]
+            todo += [(f"{path}.", values[name]) for name, path in names.items()]
+    return found
 
 
 def _no_folder(error: OSError) -> str:

@@ -113,6 +113,36 @@ def test_table_is_aligned() -> None:
     )  # fmt: skip
 
 
+def test_a_wide_table_is_cut_and_every_part_says_of_what_it_is() -> None:
+    rows = (
+        {"site": "a", "arch": "topk", "l0": 16.0, "fvu": 0.25, "n": 5},
+        {"site": "bcd", "arch": "relu", "l0": 8.0, "fvu": 0.5, "n": 60},
+    )
+    result = Result("t", rows=rows)
+    assert result.table(21) == (
+        "site  arch  l0   fvu\n"
+        "a     topk  16  0.25\n"
+        "bcd   relu   8   0.5\n"
+        "\n"
+        "site  arch   n\n"
+        "a     topk   5\n"
+        "bcd   relu  60"
+    )  # fmt: skip
+    assert result.table(10_000) == result.table()
+    for width in range(1, 30):
+        parts = result.table(width).split("\n\n")
+        columns = [part.splitlines()[0].split() for part in parts]
+        assert [name for part in columns for name in part[2:]] == ["l0", "fvu", "n"]
+        assert all(part[:2] == ["site", "arch"] for part in columns)
+        longest = max(map(len, result.table(width).splitlines()))
+        assert longest <= max(width, len("site  arch  0.25"))
+
+
+def test_table_without_leading_text_repeats_its_first_column() -> None:
+    rows = ({"layer": 3, "a": 1, "b": 2},)
+    assert Result("t", rows=rows).table(8) == "layer  a\n    3  1\n\nlayer  b\n    3  2"
+
+
 def test_table_of_scalars_where_there_are_no_rows() -> None:
     assert Result("t", scalars={"fvu": 0.25, "n": 10}).table() == (
         "scalar  value\n"

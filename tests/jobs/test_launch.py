@@ -118,6 +118,7 @@ def test_the_run_folder_is_the_resumed_one_or_a_fresh_one():
     ("override", "said"),
     [
         ("trainer.lrr=1", ["trainer.lrr: there is no such setting (trainer.lrr=1); did you mean"]),
+        ("seed=3", ["seed: there is no such setting", "did you mean trainer.seed?"]),
         ("zzz=1", ["zzz: there is no such setting (zzz=1); (known: ", "trainer"]),
         ("trainer.lr.x=3", ["trainer.lr.x: there is no such setting", "(known: none)"]),
         ("sae=topq", ["Could not find 'sae/topq'", "topk"]),
