@@ -170,6 +170,8 @@ class _Test:
             necessity = _share(b, a)
             if necessity < c.level or necessity < LEAST_LIFT * len(a) / self._n:
                 return False
+        if max(_share(a1, b), _share(a2, b)) > c.certain:
+            return False
         alone = max(_share(a1 - a2, b), _share(a2 - a1, b))
         return _share(a1 & a2, b) >= c.certain and alone <= 1 - c.certain
 

@@ -45,6 +45,14 @@ def test_duplicates_upstream_are_the_papers_candidates_but_not_confirmed():
     assert triples(candidates, "confirmed") == []
 
 
+def test_a_copy_of_a_parent_that_never_comes_without_the_other_is_no_and():
+    """A1 within A2, and the child is A1: both are necessary, but A1 alone is sufficient."""
+    inner = A2 & fires(0.3, 5)
+    candidates = found([inner, A2], [inner])
+    assert (AND, 0, 1, 0) in triples(candidates, "exactly_two")
+    assert triples(candidates, "confirmed") == []
+
+
 def test_a_latent_that_is_nearly_always_active_is_no_parent():
     dense = fires(0.9995, 5)
     candidates = found([A1, dense], [A1 & fires(0.5, 6)], level=0.99)
