@@ -27,7 +27,8 @@ The table has a row for every pair of sites:
     n_and, n_and_held     the papers' candidates for AND, and those of them that held in the other
                           half by the stricter test; n_and_any: all that held. The same for OR
     rank_correlation      Spearman's, of similarity and the share of a match's activation that is
-                          lost by ablation; n_ablated pairs
+                          lost by ablation; of those of the n_ablated pairs whose match was active
+                          where the latent was ablated
 
 Memory: the codes of two sites, see `cooccurrence` (5 GB at 12 sites of 24,576 latents and a million
 tokens); on disk, 8 bytes for each active latent of each position of every site, deleted at the end.

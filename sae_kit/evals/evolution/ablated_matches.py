@@ -48,12 +48,12 @@ class AblatedMatches:
         return int((~self.is_random).sum())
 
     def rank_correlation(self) -> float:
-        """Spearman's, of similarity and share lost, of those that are no random pairs; 0 where it
-        is not defined.
+        """Spearman's, of similarity and share lost, of those that are no random pairs and whose
+        downstream latent was active (what was not there cannot be lost); 0 where it is not defined.
         """
         from scipy.stats import spearmanr  # half a second to import
 
-        own = ~self.is_random
+        own = ~self.is_random & (self.effects["n_active"] > 0)
         x, y = self.similarity[own], self.effects["share_lost"][own]
         if min(len(x.unique()), len(y.unique())) < 2:
             return 0.0

@@ -6,13 +6,21 @@ import torch
 from sae_kit.evals.evolution.ablated_matches import COLUMNS, AblatedMatches, Text
 
 
-def matches(similarity: list[float], lost: list[float], *, n_random: int = 0) -> AblatedMatches:
+def matches(
+    similarity: list[float],
+    lost: list[float],
+    *,
+    n_random: int = 0,
+    n_active: list[int] | None = None,
+) -> AblatedMatches:
     n = len(similarity)
+    active = torch.tensor(n_active or [5] * n, dtype=torch.float64)
     return AblatedMatches(
         index=torch.zeros(n, 2, dtype=torch.int64),
         similarity=torch.tensor(similarity, dtype=torch.float64),
         is_random=torch.arange(n) >= n - n_random,
-        effects={column: torch.tensor(lost, dtype=torch.float64) for column in COLUMNS},
+        effects={column: torch.tensor(lost, dtype=torch.float64) for column in COLUMNS}
+        | {"n_active": active},
     )
 
 
@@ -31,6 +39,13 @@ def test_pairs_drawn_at_random_do_not_count_for_it():
     found = matches([0.1, 0.5, 0.0], [1.0, 2.0, 90.0], n_random=1)
     assert found.rank_correlation() == pytest.approx(1)
     assert found.n_matches == 2
+
+
+def test_pairs_whose_match_was_never_active_do_not_count_for_it():
+    """They have lost nothing, because there was nothing."""
+    found = matches([0.1, 0.2, 0.5, 0.9], [2.0, 0.0, 1.0, 0.5], n_active=[5, 0, 5, 5])
+    assert found.rank_correlation() == pytest.approx(-1)
+    assert found.n_matches == 4
 
 
 def test_without_pairs_or_without_spread_it_is_zero():
