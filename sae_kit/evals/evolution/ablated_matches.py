@@ -1,8 +1,8 @@
 """Ablated matches: the effect of ablating a latent on its matches, over all similarities.
 
-Pairs of latents are drawn from every bin of similarity, as many from each as there are, up to equal
-shares. For every ablated latent a downstream latent is drawn at random as well, among those that
-fire: what ablation does to any latent.
+Pairs of latents are drawn from every bin of similarity, as many
+from each as there are, up to equal shares. For every ablated latent a downstream latent is drawn at
+random as well, among those that fire: what ablation does to any latent.
 
 Source: the causal check of Balcells et al. 2024 (2410.08869); see `latent_ablation`.
 """
@@ -128,7 +128,7 @@ def ablate_matches(
     ablation, columns = Ablation(subject, pair.up, pair.down), up.codes.tocsc()
     rows: list[tuple[int, int, float, bool]] = []
     effects: list[Effect] = []
-    for latent, targets in _drawn(pairs, measure, up, down, n, generator).items():
+    for latent, targets in drawn(pairs, measure, up, down, n, generator).items():
         fires = columns.indices[columns.indptr[latent] : columns.indptr[latent + 1]]
         of = text.contexts_of(torch.from_numpy(fires).long(), n_contexts)
         tokens = text.contexts[of].to(subject.device)
@@ -153,7 +153,7 @@ def _joined(rows: list[tuple[int, int, float, bool]], effects: list[Effect]) -> 
     )
 
 
-def _drawn(
+def drawn(
     pairs: Pairs, measure: str, up: Activity, down: Activity, n: int, generator: torch.Generator
 ) -> dict[int, list[tuple[int, float]]]:
     """Some pairs from every bin of similarity: by upstream latent, the downstream one and the
@@ -163,13 +163,15 @@ def _drawn(
     order = lexsort(rank[0][pairs.index[:, 0]], rank[1][pairs.index[:, 1]])
     values = pairs.measures[measure][order]
     bins = torch.bucketize(values, torch.tensor(EDGES[1:-1], dtype=values.dtype))
-    per_bin = -(-n // (len(EDGES) - 1))
+    n_bins = len(EDGES) - 1
     rows = []
-    for i in range(len(EDGES) - 1):
+    for i in range(n_bins):
         own = order[(bins == i) & (values > 0)]
-        rows.append(own[torch.randperm(len(own), generator=generator)[:per_bin]])
-    drawn: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for row in torch.cat(rows)[:n].tolist():
+        # Where n is no multiple of the bins, the larger shares lie evenly among them.
+        share = (i + 1) * n // n_bins - i * n // n_bins
+        rows.append(own[torch.randperm(len(own), generator=generator)[:share]])
+    found: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for row in torch.cat(rows).tolist():
         latent, target = pairs.index[row].tolist()
-        drawn[latent].append((target, pairs.measures[measure][row].item()))
-    return drawn
+        found[latent].append((target, pairs.measures[measure][row].item()))
+    return found

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from scipy.sparse import csr_array
 
-from sae_kit.evals.evolution.ablated_matches import COLUMNS, AblatedMatches, Text
+from sae_kit.evals.evolution.ablated_matches import COLUMNS, EDGES, AblatedMatches, Text, drawn
+from sae_kit.evals.evolution.activity import Activity, Threshold
+from sae_kit.evals.evolution.cooccurrence import Pairs
 
 
 def matches(
@@ -70,3 +73,28 @@ def test_contexts_are_those_of_the_rows_spread_evenly():
     assert text.contexts_of(rows[9:18], 9).tolist() == [3, 4, 5]
     assert text.contexts_of(rows, 4).tolist() == [0, 3, 6, 9]
     assert text.contexts_of(rows[29:], 4).tolist() == [9]
+
+
+def of_similarities(values: torch.Tensor) -> Pairs:
+    """Latents n and n, n from 0 on."""
+    index = torch.arange(len(values))[:, None].expand(-1, 2)
+    return Pairs(index, torch.full((len(values),), 10), {"pearson": values}, {})
+
+
+def activity(n_firing: torch.Tensor) -> Activity:
+    """Latents that fire in the first positions, so often."""
+    fires = torch.arange(int(n_firing.max()))[:, None] < n_firing
+    return Activity.of(csr_array(fires.float().numpy()), Threshold())
+
+
+@pytest.mark.parametrize("n", [0, 5, 10, 25, 60])
+def test_pairs_come_evenly_from_all_similarities(n):
+    """As many as asked for, and the most alike are not what a remainder is taken from."""
+    values = torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+    side = activity(torch.arange(1, 1001))
+    found = drawn(of_similarities(values), "pearson", side, side, n, torch.Generator())
+    similarities = torch.tensor([one for targets in found.values() for _, one in targets])
+    assert len(similarities) == n
+    by_bin = torch.bucketize(similarities, torch.tensor(EDGES[1:-1])).bincount(minlength=10)
+    assert by_bin.max() - by_bin.min() <= 1
+    assert abs(by_bin[:5].sum() - by_bin[5:].sum()) <= 1
