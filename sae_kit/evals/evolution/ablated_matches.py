@@ -1,6 +1,6 @@
 """Ablated matches: the effect of ablating a latent on its matches, over all similarities.
 
-Pairs of latents are drawn from every bin of similarity, as many
+Pairs of latents, of which the upstream one fires, are drawn from every bin of similarity, as many
 from each as there are, up to equal shares. For every ablated latent a downstream latent is drawn at
 random as well, among those that fire: what ablation does to any latent.
 
@@ -163,10 +163,11 @@ def drawn(
     order = lexsort(rank[0][pairs.index[:, 0]], rank[1][pairs.index[:, 1]])
     values = pairs.measures[measure][order]
     bins = torch.bucketize(values, torch.tensor(EDGES[1:-1], dtype=values.dtype))
+    fires = up.n_firing[pairs.index[order, 0]] > 0
     n_bins = len(EDGES) - 1
     rows = []
     for i in range(n_bins):
-        own = order[(bins == i) & (values > 0)]
+        own = order[(bins == i) & (values > 0) & fires]
         # Where n is no multiple of the bins, the larger shares lie evenly among them.
         share = (i + 1) * n // n_bins - i * n // n_bins
         rows.append(own[torch.randperm(len(own), generator=generator)[:share]])

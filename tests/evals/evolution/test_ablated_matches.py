@@ -98,3 +98,11 @@ def test_pairs_come_evenly_from_all_similarities(n):
     by_bin = torch.bucketize(similarities, torch.tensor(EDGES[1:-1])).bincount(minlength=10)
     assert by_bin.max() - by_bin.min() <= 1
     assert abs(by_bin[:5].sum() - by_bin[5:].sum()) <= 1
+
+
+def test_a_latent_that_never_fires_is_not_ablated():
+    """Alike by their decoder rows are also latents that are never there."""
+    side = activity(torch.tensor([0, 3, 0, 5]))
+    pairs = of_similarities(torch.tensor([0.95, 0.96, 0.97, 0.98], dtype=torch.float64))
+    found = drawn(pairs, "pearson", side, side, 40, torch.Generator())
+    assert sorted(found) == [1, 3]
