@@ -3,8 +3,9 @@
 Wherever latent i of the upstream SAE fires, its part of the reconstruction is taken out of the
 activation, x' = x - (SAE(x) - SAE(x without i)); what the SAE does not explain stays. The model
 runs on from there to the downstream site, and the downstream SAE's code is compared with what it
-was. The clean run goes once through the model up to the downstream site, the ablated one only
-through what lies between the two sites.
+was. A transcoder's part is taken out where it writes. The clean run goes once through the model up
+to the downstream site, the ablated one, where x is the whole residual stream, only through what
+lies between the two sites.
 
 Source: the causal check of Balcells et al. 2024 (2410.08869). Between sites with only linear parts
 in between, an active ReLU latent j changes by exactly -f_i W_enc[:, j] J W_dec[i].
@@ -75,6 +76,7 @@ class Ablation:
         self._model = subject.model
         self._sites = up, down
         self._saes = subject.saes[up], subject.saes[down]
+        self._written = subject.writes[up]
 
     @torch.no_grad()
     def change(
@@ -97,21 +99,35 @@ class Ablation:
         (up, down), (sae, reader) = self._sites, self._saes
         if not 0 <= latent < sae.d_sae:
             raise ValueError(f"latent: {latent} is none of the {sae.d_sae} latents at {up}")
-        clean = self._model.run(tokens, capture=[up, down], stop=down)
-        x = clean.acts[up]
-        rows = x.flatten(0, 1)
+        clean = self._model.run(tokens, capture={up, self._written, down}, stop=down)
+        rows = _rows(clean.acts[up])
         value = _code_of(sae, rows.float(), latent)
         fires = ((value > 0) & counting.to(value.device).flatten()).nonzero().flatten()
         if len(fires) == 0:
             raise ValueError(f"latent: {latent} of {up} fires in none of the contexts given")
         part = _part(sae, rows[fires].float(), value[fires], latent)
-        without = rows.index_copy(0, fires, rows[fires] - part.to(rows.dtype)).view_as(x)
-        ablated = self._model.run(start=(up, without), capture=[down], stop=down)
+        x = clean.acts[self._written]
+        whole = _rows(x)
+        without = whole.index_copy(0, fires, whole[fires] - part.to(whole.dtype)).view_as(x)
         before, after = (
-            reader.encode(acts.flatten(0, 1)[fires].float())
-            for acts in (clean.acts[down], ablated.acts[down])
+            reader.encode(_rows(acts)[fires].float())
+            for acts in (clean.acts[down], self._downstream(tokens, without))
         )
         return Change(before.cpu(), after.cpu())
+
+    def _downstream(self, tokens: Int[Tensor, "batch pos"], x: Tensor) -> Tensor:
+        """The activation at the downstream site, with `x` where the upstream SAE writes."""
+        down, written = self._sites[1], self._written
+        if ".hook_resid_" in written:
+            run = self._model.run(start=(written, x), capture=[down], stop=down)
+        else:  # the stream goes past such a site, so that it has to be computed again
+            run = self._model.run(tokens, edit={written: lambda _: x}, capture=[down], stop=down)
+        return run.acts[down]
+
+
+def _rows(acts: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "rows d"]:
+    """One for every position; heads and their channels are one vector."""
+    return acts.flatten(2).flatten(0, 1)
 
 
 def _code_of(sae: SAE, rows: Float[Tensor, "rows d_in"], latent: int) -> Float[Tensor, " rows"]:

@@ -14,12 +14,15 @@ from sae_kit.sae.relu import ReLUConfig
 UP, DOWN = "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"
 
 
-def relu_saes(seed: int = 0):
+def relu_saes(seed: int = 0, sites: tuple[str, str] = (UP, DOWN), **of_the_first):
     """ReLU SAEs all of whose latents are active nearly everywhere: no latent crosses zero."""
     saes = {}
-    for i, site in enumerate((UP, DOWN)):
+    for i, site in enumerate(sites):
         generator = torch.Generator().manual_seed(seed + i)
-        sae = ReLUConfig(d_sae=40).build(toy_subject.model().width(site), generator=generator)
+        width = toy_subject.model().width(site)
+        more = of_the_first if i == 0 else {}
+        config = ReLUConfig(d_sae=40, apply_b_dec_to_input="d_out" not in more)
+        sae = config.build(width, generator=generator, **more)
         weights = sae.weights()
         weights["b_enc"] = torch.full((40,), 30.0)
         sae.load_weights(weights)
@@ -54,6 +57,28 @@ def test_through_a_linear_layer_the_change_is_the_product_of_the_weights(tmp_pat
     assert (change.after > 0).all()
     expected = -value[:, None] * (up.W_dec[3] @ down.W_enc)
     assert_close(change.after - change.before, expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reads", ["hook_mlp_out", "attn.hook_z", "hook_resid_mid"])
+def test_what_an_sae_off_the_stream_or_a_transcoder_writes_is_taken_out_there(tmp_path, reads):
+    """From the end of block 0 on: MLP output, heads, and a transcoder of the MLP."""
+    up, down, written = f"blocks.0.{reads}", "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"
+    if reads == "hook_resid_mid":
+        saes = relu_saes(0, (up, down), d_out=toy_subject.model().width(written))
+        saes[up].metadata["hook_name_out"] = written
+    else:
+        saes = relu_saes(0, (up, down))
+        written = up
+    subject = toy_subject.subject(tmp_path, saes)
+    model, (sae, reader) = subject.model, saes.values()
+    tokens = subject.contexts(toy_subject.CONTEXT)
+    change = Ablation(subject, up, down).change(3, tokens, everywhere(tokens))
+    acts = model.run(tokens, capture=[up], stop=up).acts[up].flatten(2)
+    part = sae.encode(acts)[..., 3, None] * sae.W_dec[3]
+    edit = {written: lambda x: (x.flatten(2) - part).view_as(x)}
+    after = model.run(tokens, edit=edit, capture=[down], stop=down).acts[down]
+    assert_close(change.after, reader.encode(after.flatten(0, 1)).detach())
+    assert (change.after - change.before).abs().max() > 1e-3
 
 
 def test_a_latent_that_nothing_reads_has_no_effect(tmp_path):
