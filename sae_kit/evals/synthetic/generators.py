@@ -227,6 +227,8 @@ class Replacing(Generator):
         indices = code.indices.clone()
         for row, number in enumerate(source.index.tolist()):
             active = code.values[row] != 0
+            if not active.any():
+                continue  # nothing to replace: what the SAE makes of no latents
             latents, values = code.indices[row][active], code.values[row][active]
             if len(latents) + N_BASELINE > len(source.vocabulary.living):
                 raise ValueError(

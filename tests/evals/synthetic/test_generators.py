@@ -1,5 +1,7 @@
 """Synthetic activations of planted dictionaries: what is kept and what replaced. METHODS 4(f)."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -86,6 +88,17 @@ def test_number_and_activations_are_kept_and_no_latent_comes_twice(name):
         assert len(new) == old
     recon = given.vocabulary.sae.decode(made.code).float()
     torch.testing.assert_close(made.vectors, recon)
+
+
+@pytest.mark.parametrize("name", REPLACING)
+def test_an_activation_without_active_latents_stays_without(name):
+    """As a ReLU SAE has them; the SAE's output is its bias."""
+    given = source()
+    silent = dataclasses.replace(given, base=given.base.index_fill(0, torch.tensor([2]), 0.0))
+    made = GENERATORS[name].of(silent)
+    assert made.code.l0()[2] == 0
+    torch.testing.assert_close(made.vectors[2], torch.zeros(D))
+    assert (made.code.l0()[:2] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["baseline", "structured", "nearest"])
