@@ -89,6 +89,14 @@ class Vocabulary:
         self.place[self.order] = torch.arange(len(self.order), device=self.order.device)
         """`[d_sae]`, the place of each latent in `order`."""
 
+    @torch.no_grad()
+    def mean_part(self, x: Float[Tensor, "rows d_model"]) -> float:
+        """The mean length of an active latent's part of activations; 0 where none is active."""
+        code = self.sae.encode_sparse(x.double())
+        lengths = self.sae.W_dec.norm(dim=1)
+        parts = (code.values * lengths[code.indices])[code.values != 0]
+        return parts.mean().item() if len(parts) else 0.0
+
     def free(self, latent: int, used: Bool[Tensor, " d_sae"]) -> Int[Tensor, " n"]:
         """The living latents that may take one's place: not itself, and none that is used."""
         return self.living[~used[self.living] & (self.living != latent)]
@@ -136,6 +144,8 @@ class Source:
     pool: Pool
     """Real activations of other prompts."""
     vocabulary: Vocabulary
+    part_length: float
+    """The mean length of an active latent's part of activations."""
     seed: int
 
     def real(self) -> Float[Tensor, "hosts d_model"]:
@@ -210,13 +220,12 @@ class SingleLatent(Generator):
     name = "single_latent"
 
     def of(self, source: Source) -> Synthetic:
-        code, living = source.code(source.base), source.vocabulary.living
+        living, d_sae = source.vocabulary.living, source.vocabulary.sae.d_sae
         lengths = source.vocabulary.sae.W_dec.detach().norm(dim=1)
-        parts = (code.values * lengths[code.indices])[code.values != 0]
         drawn = for_each(source.index, source.seed, self.name, lambda g: torch.rand(1, generator=g))
         latents = living[(drawn.double() * len(living)).long().to(living.device)]
-        values = parts.mean() / lengths[latents]
-        return source.decoded(source.base, SparseCode(values, latents, code.d_sae))
+        values = source.part_length / lengths[latents]
+        return source.decoded(source.base, SparseCode(values, latents, d_sae))
 
 
 class Replacing(Generator):

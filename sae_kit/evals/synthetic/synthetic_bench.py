@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_kit.evals.base import Subject
@@ -36,6 +36,8 @@ class Bench:
     """Of the other prompts' last positions."""
     vocabulary: Vocabulary
     """How often latents fire is told by all their positions but the first."""
+    part_length: float
+    """The mean length of an active latent's part of the activations to be replaced."""
 
     @staticmethod
     def of(subject: Subject, prompts: Prompts, place: Place, sae: SAE) -> "Bench":
@@ -63,7 +65,12 @@ class Bench:
             n_rows += int(counts.sum())
         vocabulary = Vocabulary(sae, n_fired / n_rows, pool.normal.mean)
         return Bench(
-            model=subject.model, prompts=prompts, place=place, pool=pool, vocabulary=vocabulary
+            model=subject.model,
+            prompts=prompts,
+            place=place,
+            pool=pool,
+            vocabulary=vocabulary,
+            part_length=vocabulary.mean_part(_last(subject.model, prompts.hosts, site)),
         )
 
     def source(self, hosts: Hosts, seed: int) -> Source:
@@ -73,6 +80,7 @@ class Bench:
             index=hosts.index,
             pool=self.pool,
             vocabulary=self.vocabulary,
+            part_length=self.part_length,
             seed=seed,
         )
 
@@ -82,14 +90,8 @@ class Bench:
         return (rows - rows.roll(1, 0)).norm(dim=-1).median().item()
 
     def median_read_norm(self, read: Site) -> float:
-        """Of the activations at the end of the model, about their mean."""
-        acts = [
-            self.model.run(tokens.to(self.model.device), capture=[read], stop=read).acts[read][
-                :, -1
-            ]
-            for tokens in self.prompts.others.split(PROMPTS_PER_PASS)
-        ]
-        return torch.cat(acts).float().norm(dim=-1).median().item()
+        """Of the other prompts' activations at the end of the model."""
+        return _last(self.model, self.prompts.others, read).norm(dim=-1).median().item()
 
     def audit(self, types: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
         """What the activations of every type are like: see eval=synthetic_activations."""
@@ -115,6 +117,17 @@ class Bench:
             "top_cosine": cosines[others].double().mean().item() if others.any() else 0.0,
             **found,
         }
+
+
+def _last(
+    model: GPT2, tokens: Int[Tensor, "prompts context"], site: Site
+) -> Float[Tensor, "prompts d_model"]:
+    """The activations at the last position of prompts."""
+    acts = [
+        model.run(some.to(model.device), capture=[site], stop=site).acts[site][:, -1]
+        for some in tokens.split(PROMPTS_PER_PASS)
+    ]
+    return torch.cat(acts).float()
 
 
 @final

@@ -47,6 +47,18 @@ def test_the_pool_is_of_last_positions(bench):
     torch.testing.assert_close(bench.pool.normal.mean, act.double().mean(0))
 
 
+def test_a_single_latent_is_the_same_whatever_prompts_it_is_made_with(bench):
+    """Groups of prompts depend on the memory there is."""
+
+    def ends(index: list[int]) -> torch.Tensor:
+        maker = Maker(bench, ["single_latent"], 20, 0.5, READ, 0)
+        tokens, numbers = bench.prompts.hosts[index], torch.tensor(index)
+        some = bench.place.hosts(bench.model, tokens, numbers)
+        return maker.plateau(some)["single_latent"].origin[:, 0]
+
+    torch.testing.assert_close(ends([3]), ends([0, 1, 2, 3, 4])[[3]])
+
+
 def test_paths_go_toward_the_target_in_equal_steps(bench):
     maker = Maker(bench, ["model_generated"], 20, 0.5, READ, 0)
     given = hosts(bench)
