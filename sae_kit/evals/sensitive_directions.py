@@ -20,7 +20,7 @@ Rows of kind "curve" (one for each site, direction and, where it is an SAE's, se
 
 Rows of kind "substitution" (one for each site, set of SAEs, and substitution):
 
-- epsilon, norm, cosine: means of |SAE(x) - x|, |x|, cos(x, SAE(x)).
+- epsilon, norm, cosine: means of |SAE(x) - x|, |x|, cos(x, SAE(x)) over the tokens perturbed.
 - kl, l2, delta_ce: means over tokens; delta_ce is the increase of the next token's cross-entropy.
 - sae_ratio: KL of SAE(x) over KL of this substitution; for those as far from x as SAE(x).
 

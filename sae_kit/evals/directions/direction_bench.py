@@ -95,15 +95,18 @@ class Bench:
         if not found:
             return {}
         model, n_before = self._subject.model, 0
-        for tokens, counts in zip(
+        perturbed = torch.zeros_like(self._prompts.hosts_count)
+        perturbed[:, self._positions] = self.counts
+        for tokens, counts, there in zip(
             self._prompts.hosts.split(CONTEXTS_PER_PASS),
             self._prompts.hosts_count.split(CONTEXTS_PER_PASS),
+            perturbed.split(CONTEXTS_PER_PASS),
             strict=True,
         ):
             acts = model.run(tokens.to(model.device), capture=[site], stop=site).acts[site]
-            hosts, positions = counts.to(model.device).nonzero(as_tuple=True)
+            at = counts.to(model.device).nonzero(as_tuple=True)
             for dictionary in found.values():
-                dictionary.watch(acts[hosts, positions], hosts + n_before)
+                dictionary.watch(acts[at], at[0] + n_before, there.to(model.device)[at])
             n_before += len(tokens)
         for dictionary in found.values():
             dictionary.watch_others(self.pools[site].rows)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_kit.evals.directions.directions import Given, unit
-from sae_kit.maths import cosine_rows
+from sae_kit.maths import StreamingMoments, cosine_rows
 from sae_kit.sae.base import SAE
 
 ROWS = 2048
@@ -51,8 +51,7 @@ class Dictionary:
         """`[d_sae]`, whether it fires in any prompt."""
         self.order = (unit(sae.W_dec.detach().double()) @ mean.double()).argsort()
         """`[d_sae]`, the numbers of the latents in the order in which they are drawn."""
-        self._n_rows = 0
-        self._sums: dict[str, Tensor | float] = {}
+        self._moments: dict[str, StreamingMoments] = {}
 
     @property
     def objective(self) -> str:
@@ -61,28 +60,37 @@ class Dictionary:
         return str(training.get("objective", {}).get("name", "unknown"))
 
     def means(self) -> dict[str, float]:
-        """Over the activations of the prompts to be perturbed: `l0`, the number of active latents;
-        `norm`, |x|; `epsilon`, |SAE(x) - x|; `cosine`, of x and SAE(x).
+        """Of the prompts to be perturbed: `l0`, the number of active latents, over all activations;
+        `norm`, |x|; `epsilon`, |SAE(x) - x|; `cosine`, of x and SAE(x), over those that are
+        perturbed.
         """
-        return {name: float(total / self._n_rows) for name, total in self._sums.items()}
+        return {name: float(one.mean) for name, one in self._moments.items()}
 
     @torch.no_grad()
-    def watch(self, rows: Float[Tensor, "rows d_model"], hosts: Int[Tensor, " rows"]) -> None:
-        """Take in activations, and of which of the prompts to be perturbed each is."""
-        for x, owner in zip(self._split(rows), hosts.split(ROWS), strict=True):
+    def watch(
+        self,
+        rows: Float[Tensor, "rows d_model"],
+        hosts: Int[Tensor, " rows"],
+        perturbed: Bool[Tensor, " rows"],
+    ) -> None:
+        """Take in activations, of which of the prompts to be perturbed each is, and whether it is
+        perturbed itself.
+        """
+        parts = zip(self._split(rows), hosts.split(ROWS), perturbed.split(ROWS), strict=True)
+        for x, owner, there in parts:
             code = self.sae.encode_sparse(x)
             active = code.values != 0
             self.fired[owner[:, None].expand_as(active)[active], code.indices[active]] = True
             recon = self.sae.reconstruct(x, code)
             measures = {
-                "l0": code.l0(),
-                "norm": x.norm(dim=-1),
-                "epsilon": (recon - x).norm(dim=-1),
-                "cosine": cosine_rows(x, recon),
+                "l0": code.l0().double(),
+                "norm": x.norm(dim=-1)[there],
+                "epsilon": (recon - x).norm(dim=-1)[there],
+                "cosine": cosine_rows(x, recon)[there],
             }
-            self._n_rows += len(x)
             for name, values in measures.items():
-                self._sums[name] = self._sums.get(name, 0.0) + values.sum(dtype=torch.float64)
+                own = self._moments.setdefault(name, StreamingMoments(1, device=values.device))
+                own.update(values[:, None])
         self.alive |= self.fired.any(0)
 
     @torch.no_grad()

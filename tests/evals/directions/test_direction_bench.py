@@ -95,6 +95,21 @@ def test_dictionaries_have_seen_what_counts_of_hosts_and_pool(subject, prompts):
     assert (found.alive & ~found.fired.any(0)).sum() <= 28
 
 
+@pytest.mark.parametrize("position", [None, -1])
+def test_distances_are_means_over_what_is_perturbed(subject, prompts, position):
+    """As the KLs beside them in the table."""
+    site = SITES[0]
+    made = bench(subject, prompts, position=position)
+    acts = subject.model.run(prompts.hosts, capture=[site]).acts[site]
+    counts = prompts.hosts_count.clone()
+    counts[:, slice(-1) if position is not None else slice(-1, None)] = False
+    x = acts[counts]
+    means = made.dictionaries[site][""].means()
+    assert means["norm"] == pytest.approx(x.norm(dim=-1).mean().item(), rel=1e-5)
+    error = (subject.saes[site](x) - x).norm(dim=-1).mean().item()
+    assert means["epsilon"] == pytest.approx(error, rel=1e-5)
+
+
 def test_places_in_which_nothing_counts_are_refused(subject, prompts):
     with pytest.raises(ValueError, match="position: there is none that counts"):
         bench(subject, prompts, position=0)

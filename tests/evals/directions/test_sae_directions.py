@@ -26,7 +26,7 @@ def sae(*, seed: int = 0):
 
 def dictionary(of=None):
     made = Dictionary(sae() if of is None else of, POOL.normal.mean, 6)
-    made.watch(X.flatten(0, 1), HOSTS)
+    made.watch(X.flatten(0, 1), HOSTS, HOSTS >= 0)
     made.watch_others(POOL.rows[24:80].float())
     return made
 
@@ -133,7 +133,7 @@ def test_turned_axes_give_the_same_latents():
     weights["b_dec"] = weights["b_dec"] @ r
     turned.load_weights(weights)
     other = Dictionary(turned, POOL.normal.mean @ r.double(), 6)
-    other.watch(X.flatten(0, 1) @ r, HOSTS)
+    other.watch(X.flatten(0, 1) @ r, HOSTS, HOSTS >= 0)
     other.watch_others(POOL.rows[24:80].float() @ r)
     for name in LATENTS:
         assert torch.equal(drawn(name, other), drawn(name))
@@ -163,7 +163,8 @@ def test_a_model_in_double_precision_has_an_sae_in_single_precision():
 def test_kinds_of_which_there_are_none_are_not_possible(made, possible):
     of = Dictionary(made(), POOL.normal.mean, 6)
     base = normal(6, 60, D).float()  # all channels have both signs, in every host
-    of.watch(base.flatten(0, 1), torch.arange(6).repeat_interleave(60))
+    owners = torch.arange(6).repeat_interleave(60)
+    of.watch(base.flatten(0, 1), owners, owners >= 0)
     assert {name for name, each in SAE_DIRECTIONS.items() if each.is_possible(of)} == possible
 
 
