@@ -32,6 +32,7 @@ from sae_kit.evals.perturb.responses import Outcome, Response
 from sae_kit.evals.shared.kept import Part
 from sae_kit.log import Progress
 from sae_kit.models.gpt2 import GPT2
+from sae_kit.models.hooks import Site
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +116,16 @@ def _group(
     """The responses of a group of hosts, by probe/response."""
     n_points = plan.n_points(len(hosts.index))
     values: dict[str, Tensor] = {}
+    own: dict[tuple[frozenset[Site], bool], Outcome] = {}  # of the hosts themselves
     for name, probe in probes.items():
-        sites = {site for response in probe.responses for site in response.sites}
+        sites = frozenset(site for response in probe.responses for site in response.sites)
         logits = any(response.needs_logits for response in probe.responses)
         origin = (hosts.base if probe.origin is None else probe.origin)[:, None]
-        clean = hosts.outcome(origin.to(hosts.base.dtype), sites=sites, logits=logits)
+        clean = own.get((sites, logits)) if probe.origin is None else None
+        if clean is None:
+            clean = hosts.outcome(origin.to(hosts.base.dtype), sites=sites, logits=logits)
+            if probe.origin is None:
+                own[sites, logits] = clean
         parts: dict[str, list[Tensor]] = {response.name: [] for response in probe.responses}
         for first in range(0, probe.path.n_points, n_points):
             x = probe.path.at(slice(first, first + n_points)).to(hosts.base.dtype)

@@ -214,3 +214,25 @@ def test_a_place_makes_the_hosts_it_describes():
     assert isinstance(one, OnePosition)
     assert isinstance(every, WholeContext)
     torch.testing.assert_close(one.base[:, 0], every.base[:, -1])
+
+
+def test_what_probes_are_compared_with_is_run_once_for_all_of_them(monkeypatch):
+    """A path of one point is one run."""
+    n_runs = []
+    outcome = OnePosition.outcome
+
+    def counted(self, x, **asked):
+        n_runs.append(x.shape[1])
+        return outcome(self, x, **asked)
+
+    monkeypatch.setattr(OnePosition, "outcome", counted)
+
+    def probes(hosts: Hosts) -> dict[str, Probe]:
+        moved = hosts.base[:, None] + 1
+        same = {name: Probe(Fixed(moved), (KL(), L2(READ))) for name in "ab"}
+        return {**same, "other": Probe(Fixed(moved), (KL(),), origin=hosts.base + 2)}
+
+    found = run(Place(write="blocks.1.hook_resid_pre", position=-1), probes)
+    assert len(n_runs) == 1 + 2 + 2  # own, two probes; the third's origin and itself
+    assert torch.equal(found["a"]["kl"], found["b"]["kl"])
+    assert not torch.equal(found["a"]["kl"], found["other"]["kl"])
