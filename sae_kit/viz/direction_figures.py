@@ -93,6 +93,11 @@ def _x_label(result: Result) -> str:
     return f"length of the perturbation, {units}"
 
 
+def _distance_label(result: Result) -> str:
+    read = result.provenance["evaluation"].get("read")
+    return "distance at the last site" if read is None else f"distance at {read}"
+
+
 # --- curves ---------------------------------------------------------------------------------------
 
 
@@ -124,7 +129,7 @@ def _curves(result: Result, rows: Sequence[Row]) -> Figure:
             panels.append(
                 BandPanel(site, over, _x_label(result), label, log_x=True, log_y=True, baseline=1.0)
             )
-        panels.append(BandPanel(site, l2, _x_label(result), "distance at the last site"))
+        panels.append(BandPanel(site, l2, _x_label(result), _distance_label(result)))
     n_columns = len(panels) // len({panel.title for panel in panels})
     return bands(panels, n_columns=n_columns, title=_title(result, "Sensitive directions"))
 

@@ -132,3 +132,11 @@ def test_what_was_not_measured_is_not_drawn(rows, names):
     assert set(found) == names
     for figure in found.values():
         figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize(
+    ("read", "label"), [(None, "distance at the last site"), (SITES[1], f"distance at {SITES[1]}")]
+)
+def test_distances_are_labelled_by_where_they_are_measured(read, label):
+    figure = figures(result([curve("isotropic")], read=read))["curves"]
+    assert figure.axes[-1].get_ylabel() == label
