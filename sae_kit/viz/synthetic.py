@@ -24,13 +24,18 @@ def figures(result: Result) -> dict[str, Figure]:
     subject = result.provenance["subject"]["model"]
     n, step = result.scalars["n_prompts"], result.scalars["step"]
     steps = f"{n} prompts, steps of {step:.3g}"
+    read = result.provenance["evaluation"]["read"]
+    where = "the last residual stream" if read is None else read
     curves = {name: result.arrays[f"toward/{name}/l2"] for name in types}
     rises = {name: result.arrays[f"steps/{name}/l2/ms"] for name in types}
     plateaus = {name: result.arrays[f"steps/{name}/ap"] for name in types}
     audit = [row for row in result.rows if row["kind"] == "audit"]
     return {
         "curves": bundles(
-            curves, rises, title=f"Toward activations of every type in {subject} ({steps})"
+            curves,
+            rises,
+            y=f"L2 of {where}",
+            title=f"Toward activations of every type in {subject} ({steps})",
         ),
         "steps": distributions(
             rises,
@@ -50,6 +55,7 @@ def bundles(
     curves: Mapping[str, Float[Tensor, "n points"]],
     steps: Mapping[str, Float[Tensor, " n"]],
     *,
+    y: str,
     title: str,
 ) -> Figure:
     """Some curves of every type, a panel each, and a line at the mean step.
@@ -57,6 +63,7 @@ def bundles(
     Args:
         curves: the distances by type.
         steps: those of the largest slope.
+        y: what the distances are of.
         title: stands above all.
     """
     figure, axes = grid(len(curves), n_columns=4, panel=(3.2, 2.6), title=title)
@@ -68,7 +75,7 @@ def bundles(
         reference(ax, mean, vertical=True, label=f"largest slope: mean {mean:.1f}")
         ax.set_ylim(0, 1.02 * highest)
         ax.set_title(name.replace("_", " "), fontsize=9)
-        axis_labels(ax, "step", "L2 of the last residual stream")
+        axis_labels(ax, "step", y)
         legend(ax)
     return figure
 

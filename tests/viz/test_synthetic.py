@@ -8,7 +8,8 @@ from sae_kit.viz.synthetic import MEASURES, audited, bundles, distributions
 def test_every_type_has_a_panel_and_a_line_at_its_mean_step():
     curves = {name: torch.rand(30, 12).cumsum(1) for name in ("model_generated", "random")}
     steps = {name: torch.full((30,), 4.0 + i) for i, name in enumerate(curves)}
-    axes = bundles(curves, steps, title="t").axes
+    axes = bundles(curves, steps, y="L2 of there", title="t").axes
+    assert {ax.get_ylabel() for ax in axes} == {"L2 of there"}
     assert [ax.get_title() for ax in axes] == ["model generated", "random"]
     for i, ax in enumerate(axes):
         assert len(ax.lines) == 20 + 1
