@@ -65,6 +65,11 @@ def _title(result: Result, text: str) -> str:
     return f"{text}: SAEs in {model}, {n:,} positions of held-out text"
 
 
+def _block(site: str) -> int:
+    """The number of a site's block."""
+    return next((int(part) for part in site.split(".") if part.isdecimal()), -1)
+
+
 def _colours(n: int) -> list[tuple[float, ...]]:
     """Dark to light, from the first pair of sites to the last; the same to any colour vision."""
     return [matplotlib.colormaps["viridis"](0.92 * i / max(1, n - 1)) for i in range(n)]
@@ -248,7 +253,9 @@ def _reach(by_site: Sequence[Int[Tensor, " d_sae"]]) -> tuple[Tensor, Tensor]:
 def _alive(result: Result) -> Figure:
     """How many latents have fired after so many positions."""
     arrays = result.arrays
-    sites = [key.removeprefix("first/") for key in arrays if key.startswith("first/")]
+    # Arrays that were read from disk are in the order of their names: block 10 before block 2.
+    sites = list(dict.fromkeys(site for row in result.rows for site in (row["up"], row["down"])))
+    sites.sort(key=_block)
     short, what = site_labels(sites)
     n = int(result.scalars["n_positions"])
     title = _title(result, "Latents that have fired so far")

@@ -1,5 +1,8 @@
 """evolution: what the figures of a small result show."""
 
+import dataclasses
+from itertools import pairwise
+
 import torch
 
 from sae_kit.result import Result
@@ -82,3 +85,18 @@ def test_alive_counts_what_has_fired():
     (ax,) = figures(result())["alive"].axes
     up, down = ax.lines
     assert (up.get_ydata()[-1], down.get_ydata()[-1]) == (0.75, 1.0)
+
+
+def test_latents_that_have_fired_are_drawn_in_the_order_of_the_model(tmp_path):
+    """As well of a result from disk, whose arrays are in another one."""
+    sites = [f"blocks.{i}.hook_resid_pre" for i in (0, 1, 2, 10, 11)]
+    rows = [{"up": up, "down": down} for up, down in pairwise(sites)]
+    first = {f"first/{site}": torch.arange(4) for site in sites}
+    given = result(ablated=False)
+    arrays = {key: x for key, x in given.arrays.items() if not key.startswith("first/")}
+    for pair in pairwise(sites):
+        name = ">".join(pair)
+        arrays |= {key.replace(NAME, name): x for key, x in given.arrays.items() if NAME in key}
+    dataclasses.replace(given, rows=rows, arrays=arrays | first).save(tmp_path)
+    (ax,) = figures(Result.load(tmp_path))["alive"].axes
+    assert [line.get_label() for line in ax.lines] == ["0", "1", "2", "10", "11"]
