@@ -28,7 +28,7 @@ Rows of kind "substitution" (one for each site, set of SAEs, and substitution):
 
 Arrays: lengths, in multiples of the unit; curves/<site>/<set>|<direction>/<kl or l2>, [3 lengths],
 is the mean with its interval, .../quartiles are those over tokens, and kl_ratio is kl over that of
-cov_mixture.
+cov_mixture; NaN where that is 0.
 
 Limits: with position null all tokens are perturbed at once, as in the paper, and a token's KL has
 the effects of those before it in it. Mean and covariance are estimated, on other prompts.

@@ -66,8 +66,10 @@ class Summary:
             tokens = value.double().transpose(1, 2)[self._counts]
             quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
             found[f"{response}/quartiles"] = tokens.quantile(quarters, 0)
-        if baseline is not None and (below := self.means(baseline)).gt(0).all():
-            found["kl_ratio"] = _ends(self.means(values["kl"]) / below)
+        if baseline is not None and (below := self.means(baseline)).gt(0).any():
+            # NaN where there is nothing to divide by, as at length 0.
+            ratios = self.means(values["kl"]) / below
+            found["kl_ratio"] = _ends(ratios.where(below > 0, torch.nan))
         return found
 
     def substitution(

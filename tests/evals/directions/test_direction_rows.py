@@ -58,6 +58,14 @@ def test_nothing_is_divided_by_nothing():
     assert "sae_ratio" not in SUMMARY.substitution({"kl": zero}, zero)
 
 
+def test_a_length_of_zero_takes_no_other_lengths_ratio_away():
+    values = rising()
+    kl = torch.cat([0 * values["kl"][:, :1], values["kl"]], 1)
+    ratio = SUMMARY.drawn({"kl": kl}, 2 * kl)["kl_ratio"]
+    assert ratio[:, 0].isnan().all()
+    torch.testing.assert_close(ratio[:, 1:], torch.full((3, 3), 0.5).double())
+
+
 def test_what_is_drawn_is_the_mean_with_its_interval_and_quartiles_over_tokens():
     values = rising()
     drawn = SUMMARY.drawn(values, 2 * values["kl"])
