@@ -14,9 +14,10 @@ Rows of kind "toward" (one for each type and response): ms, nl, auc, the mean st
 slope, of the departure from a line, and by areas (`curves.py`), with standard deviations (`*_sd`),
 95 % bootstrap intervals over prompts, and `*_ks`, the Kolmogorov-Smirnov distance to the steps of
 model_generated targets. Rows of kind "plateau" (one for each type): ap and its ks. Rows of kind
-"audit" (one for each type): l0, norm, log_frequency (mean log10 firing frequency of its latents),
-top_cosine (mean cosine of the other latents' decoder rows to that of the strongest; 0 without
-others), distance (to the prompt's activation), each a mean over prompts.
+"audit" (one for each type): l0, norm and distance (to the prompt's activation), means over prompts;
+log_frequency (mean log10 firing frequency of all their latents that fire in the text) and
+top_cosine (mean cosine of all latents' decoder rows to that of their prompt's strongest; 0 where
+there are no others).
 
 Arrays: toward/<type>/<response> and plateau/<type>, curves of all prompts; steps/<type>/<what>;
 ks/<response>/<what>, matrices over the types in `types`' order.

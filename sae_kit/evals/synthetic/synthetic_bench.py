@@ -111,9 +111,11 @@ class Bench:
         top = code.indices.gather(1, code.values.argmax(1, keepdim=True))
         cosines = (rows[code.indices] * rows[top]).sum(-1)
         others = active & (code.indices != top)
+        # Of a latent that is silent in the text no frequency is known.
+        known = active & self.vocabulary.alive[code.indices]
         return {
             "l0": active.sum(1).double().mean().item(),
-            "log_frequency": frequency[code.indices][active].mean().item(),
+            "log_frequency": frequency[code.indices][known].mean().item(),
             "top_cosine": cosines[others].double().mean().item() if others.any() else 0.0,
             **found,
         }

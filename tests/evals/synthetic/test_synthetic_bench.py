@@ -1,11 +1,14 @@
 """Frequencies, paths and the audit behind eval=synthetic_activations."""
 
+import dataclasses
+
 import pytest
 import torch
 import toy_subject
 
 from sae_kit.evals.perturb.hosts import Place
 from sae_kit.evals.shared.prompts import Prompts
+from sae_kit.evals.synthetic.generators import Vocabulary
 from sae_kit.evals.synthetic.synthetic_bench import Bench, Maker
 
 SITE, READ = "blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"
@@ -57,6 +60,14 @@ def test_a_single_latent_is_the_same_whatever_prompts_it_is_made_with(bench):
         return maker.plateau(some)["single_latent"].origin[:, 0]
 
     torch.testing.assert_close(ends([3]), ends([0, 1, 2, 3, 4])[[3]])
+
+
+def test_latents_of_which_no_frequency_is_known_do_not_count_for_the_mean(bench):
+    """Normal draws can make latents fire that the text does not."""
+    frequency = torch.where(torch.arange(96) % 2 == 0, 0.01, 0.0)
+    vocabulary = Vocabulary(bench.vocabulary.sae, frequency, bench.pool.normal.mean)
+    half = dataclasses.replace(bench, vocabulary=vocabulary)
+    assert half.audit(["random"], 0)["random"]["log_frequency"] == pytest.approx(-2)
 
 
 def test_paths_go_toward_the_target_in_equal_steps(bench):
