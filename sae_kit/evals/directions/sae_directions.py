@@ -6,7 +6,7 @@
 - dead_decoder, dead_encoder        a random latent that fires in none
 
 as the row of W_dec, or the column of W_enc. "Fires" is found out on the prompts that are perturbed
-and on the pool of other ones; it depends on how many there are.
+and on the activations that the pool keeps of other ones; it depends on how many there are.
 
 A latent is drawn by one uniform number for every position, among the candidates in an order that is
 their own: that of the cosines of their decoder rows and the mean activation. So a dictionary whose
