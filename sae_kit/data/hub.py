@@ -53,7 +53,9 @@ class HubConfig(TokensConfig, kind="hub"):
     heldout_split: str | None = None
     """The set's own name of the heldout split; null: its first `heldout_documents` are held out."""
     heldout_documents: int = 1000
-    """Documents (rows) set aside at the start of the train split if there is no heldout split."""
+    """Documents (rows) set aside at the start of the train split if there is no heldout split; of
+    every process's own files, where files are shared out.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,11 +103,13 @@ class HubConfig(TokensConfig, kind="hub"):
             if field not in rows.column_names:
                 raise _no_column(self.repo, field, rows.column_names)
             rows = rows.select_columns([field])
+        if world.size > 1:
+            # Before documents are set aside: afterwards, where files are shared out, the client
+            # would have each process set aside a part of them, and train on the rest.
+            rows = split_dataset_by_node(rows, rank=world.rank, world_size=world.size)
         if self.heldout_split is None:
             n = self.heldout_documents
             rows = rows.skip(n) if split == "train" else rows.take(n)
-        if world.size > 1:
-            rows = split_dataset_by_node(rows, rank=world.rank, world_size=world.size)
         return rows
 
 

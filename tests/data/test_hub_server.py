@@ -129,6 +129,17 @@ def test_splits_are_apart_and_ranks_share_the_documents_out(read, documents, tin
 
 
 @pytest.mark.slow
+def test_no_process_trains_on_held_out_documents_where_files_are_shared_out(
+    read, documents, tiny_tokenizer
+):
+    ranks = [{"config": SETS["texts"], "world": (rank, 2), "n": 20} for rank in (0, 1)]
+    half = N_DOCUMENTS // 2
+    first, second = read(*ranks)
+    assert first == packed(documents[HELD_OUT:half], tiny_tokenizer, 20)
+    assert second == packed(documents[half + HELD_OUT :], tiny_tokenizer, 20)
+
+
+@pytest.mark.slow
 def test_what_cannot_be_had_is_named(read):
     missing, column, split = read(
         {"config": {"repo": "sae-kit/none"}},
