@@ -22,7 +22,7 @@ BASE_MODELS = {
 }
 """Ids on the hub of models that are named without an owner."""
 
-NOT_IN_SAELENS = {word for arch in ("topk", "gated") for word in WORDS[arch][1:]}
+NOT_IN_SAELENS = {*WORDS["groupmax"], *WORDS["topk"][1:], *WORDS["gated"][1:]}
 """Words of architectures that the layout holds and SAELens does not open."""
 
 MEASURED = {"l0": "L0", "fvu": "FVU", "dead_fraction": "dead", "ce_recovered": "CE recovered"}

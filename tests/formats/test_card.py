@@ -68,7 +68,8 @@ def test_only_ids_of_the_hub_are_base_models(info, model, base):
     assert front(card).get("base_model") == base
 
 
-def test_no_line_for_what_saelens_does_not_open(info):
-    card = model_card("owner/name", {SITE: info}, {SITE: "topk_transcoder"})
+@pytest.mark.parametrize("word", ["topk_transcoder", "groupmax", "groupmax_skip_transcoder"])
+def test_no_line_for_what_saelens_does_not_open(info, word):
+    card = model_card("owner/name", {SITE: info}, {SITE: word})
     assert "sae_lens" not in card
     assert "load_sae(" in card
