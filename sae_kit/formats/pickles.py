@@ -219,6 +219,10 @@ class _Word:
     make: Callable[..., Any]
 
 
+def _device(kind: Any, index: Any = None) -> str:
+    return _only(kind, str) if index is None else f"{_only(kind, str)}:{_only(index, int)}"
+
+
 def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Tensor:
     return _only(tensor, Tensor)
 
@@ -238,7 +242,7 @@ class _Machine:
         self._words: dict[str, Any] = {
             "collections OrderedDict": _Word(lambda: {}),  # filled by what follows
             "torch Size": _Word(lambda sizes: _only(sizes, tuple)),
-            "torch device": _Word(lambda kind: _only(kind, str)),
+            "torch device": _Word(_device),
             "torch._utils _rebuild_tensor_v2": _Word(tensors.tensor),
             "torch._utils _rebuild_parameter": _Word(_parameter),
         }

@@ -58,8 +58,9 @@ def test_contents_are_those_that_torch_loads(tmp_path):
 
 
 def test_values_of_configs_become_texts(tmp_path):
-    place = save(tmp_path, {"device": torch.device("cpu"), "dtype": torch.float32})
-    assert read_pt(place, "x.pt") == {"device": "cpu", "dtype": "torch.float32"}
+    values = {"device": torch.device("cpu"), "gpu": torch.device("cuda:1"), "dtype": torch.float32}
+    place = save(tmp_path, values)
+    assert read_pt(place, "x.pt") == {"device": "cpu", "gpu": "cuda:1", "dtype": "torch.float32"}
 
 
 def test_peeking_reads_no_tensor(tmp_path, monkeypatch):
