@@ -147,10 +147,11 @@ def read_part(path: Path, part: Part, text_field: str = "text") -> Iterator[str]
 
 
 def _cut_text(text: str, part: Part) -> str:
-    """A part of a text, cut at a line end."""
+    """A part of a text, cut at a line end, or within the last line if that is longer than 2 %."""
     cut = _first(len(text))
     line_end = text.find("\n", cut)
-    cut = cut if line_end < 0 else line_end + 1
+    if line_end >= 0 and not text[line_end:].isspace():
+        cut = line_end + 1
     return {"all": text, "first": text[:cut], "last": text[cut:]}[part]
 
 

@@ -80,6 +80,16 @@ def test_the_two_parts_of_a_text_are_the_text(tmp_path: Path, line_end: str) -> 
     assert last.startswith("line") or not line_end
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\n\n", ""])
+def test_a_text_of_few_long_lines_has_a_last_part_too(tmp_path: Path, line_end: str) -> None:
+    text = "\n".join(f"paragraph {i} " + "and so on " * 200 for i in range(3)) + line_end
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (first,) = read_part(tmp_path / "a.txt", "first")
+    (last,) = read_part(tmp_path / "a.txt", "last")
+    assert first + last == text
+    assert 0.01 < len(last) / len(text) < 0.025
+
+
 @pytest.mark.parametrize(("n", "n_last"), [(1, 0), (2, 1), (50, 1), (51, 2), (200, 4)])
 def test_the_two_parts_of_many_documents(tmp_path: Path, n: int, n_last: int) -> None:
     documents = [f"document {i}" for i in range(n)]
