@@ -3,6 +3,8 @@
 A .txt file is one document, a line of .jsonl and a row of .parquet are one each. Files must be
 UTF-8. Held out are whole files (`heldout_paths`) or, without any, the last 2 % of every file.
 
+Nulls, as blank texts, are no documents; half a character in .jsonl ("\\ud83d") becomes U+FFFD.
+
 .jsonl and .parquet files are read document by document, and counted before if a part is held out:
 they may be larger than memory. Limits: a .txt file is in memory as a whole.
 """
@@ -12,6 +14,7 @@ import glob
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +33,9 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 HELDOUT_SHARE = 0.02
 PARQUET_BUFFER = 1 << 20  # bytes of a file read at once
 PARQUET_ROWS = 256  # rows of a file in memory at once
+
+# Half of a character beyond U+FFFF, which JSON can spell, where a text was cut, and UTF-8 cannot.
+_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 Part = Literal["all", "first", "last"]
 """Of a file: everything, all but the last 2 %, or the last 2 %."""
@@ -190,18 +196,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl(path: Path, text_field: str) -> Iterator[str]:
-    for number, text in _lines(path):
+    for number, line in _lines(path):
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
         fields = value if isinstance(value, dict) else {}
-        if not isinstance(fields.get(text_field), str):
+        text = fields.get(text_field, 0)  # 0: no such field
+        if not isinstance(text, str | None):
             raise ValueError(
                 f"{path}, line {number} has no text in {text_field!r}; fields: "
                 f"{', '.join(fields) or 'none'} (choose one with text_field)"
             )
-        yield fields[text_field]
+        yield _HALF_CHARACTER.sub("\ufffd", text or "")
 
 
 def _parquet_file(path: Path) -> "ParquetFile":

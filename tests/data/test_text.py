@@ -153,12 +153,24 @@ def test_whole_files_are_held_out_by_pattern(folder: Path) -> None:
 def test_the_three_formats_hold_the_same_documents(tmp_path: Path) -> None:
     documents = ["the cat", "a naïve dog\nwith two lines", "   ", "日本"]
     kept = [document for document in documents if document.strip()]
-    write_jsonl(tmp_path / "a.jsonl", [{"n": 1, "body": document} for document in documents])
+    write_jsonl(
+        tmp_path / "a.jsonl", [{"n": 1, "body": document} for document in [*documents, None]]
+    )
     pq.write_table(pa.table({"body": [*documents, None]}), tmp_path / "a.parquet")
     assert list(read_part(tmp_path / "a.jsonl", "all", "body")) == kept
     assert list(read_part(tmp_path / "a.parquet", "all", "body")) == kept
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + documents[1].encode())
     assert list(read_part(tmp_path / "a.txt", "all")) == [documents[1]]
+
+
+def test_half_a_character_in_jsonl_can_be_tokenised(
+    tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    lines = '{"text": "the cat \\ud83d"}\n{"text": "\\ud83d\\ude00"}\n'
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    documents = list(read_part(tmp_path / "a.jsonl", "all"))
+    assert documents == ["the cat \ufffd", "\U0001f600"]
+    assert tiny_tokenizer.encode_batch(documents)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +179,7 @@ def test_the_three_formats_hold_the_same_documents(tmp_path: Path) -> None:
         ("a.txt", b"abc\xff", r"a\.txt is not UTF-8: byte 3 is 0xff"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"a\.jsonl is not UTF-8: byte 24 is 0xe9"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", r"a\.jsonl, line 1 is not JSON"),
         ("a.jsonl", b'{"body": "a"}', r"line 1 has no text in 'text'; fields: body .*text_field"),
         ("a.jsonl", b'["a"]', r"line 1 has no text in 'text'; fields: none"),
         ("a.parquet", b"PAR1", r"a\.parquet is not a parquet file"),
