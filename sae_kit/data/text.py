@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from sae_kit.data.packing import PackedContexts, fingerprint_of, tokenise_once
 from sae_kit.data.tokens import ContextStream, Split, TokensConfig
@@ -234,14 +234,26 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
                 f"{path} has no column {text_field!r}; columns: "
                 f"{', '.join(file.schema_arrow.names)} (choose one with text_field)"
             )
-        for batch in file.iter_batches(columns=[text_field], batch_size=PARQUET_ROWS):
-            for value in batch.column(0).to_pylist():
+        for values in _columns(file, text_field, path):
+            for value in values:
                 if not isinstance(value, str | None):
                     raise ValueError(
                         f"{path}: column {text_field!r} holds {type(value).__name__}, not text; "
                         "choose another with text_field"
                     )
                 yield value or ""
+
+
+def _columns(file: "ParquetFile", name: str, path: Path) -> Iterator[list[Any]]:
+    """The values of a column, some rows at a time."""
+    import pyarrow
+
+    try:
+        for batch in file.iter_batches(columns=[name], batch_size=PARQUET_ROWS):
+            yield batch.column(0).to_pylist()
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason}); download or copy it again") from error
 
 
 def _digest(path: Path) -> str:

@@ -191,6 +191,14 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
         list(read_part(tmp_path / name, "all"))
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["the cat"] * 100}), path)
+    path.write_bytes(b"PAR1" + b"\xff" * 30 + path.read_bytes()[34:])
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged \(.*\); download"):
+        list(read_part(path, "all"))
+
+
 def test_a_missing_parquet_column_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'text'; columns: body, id"):
