@@ -80,7 +80,10 @@ class _Path:
 
     @staticmethod
     def of(where: str) -> "_Path":
-        first, second, layer = _FIRST.search(where), _SECOND.search(where), _LAYER.search(where)
+        first, second = _FIRST.search(where), _SECOND.search(where)
+        if (repository := first or second) is not None:
+            where = where[repository.start() :]  # folders above may be called anything
+        layer = _LAYER.search(where)
         kind = next((kind for kind in _SECOND_SITES if f"/{kind}" in where), None)
         within = _FIRST_SITES[first[3]] if first else _SECOND_SITES[kind] if kind else None
         is_embedding = "embedding" in where.split("/")

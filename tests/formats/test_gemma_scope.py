@@ -64,6 +64,7 @@ def test_embeddings_are_read_as_gemma_scales_them(x, tmp_path):
             "blocks.3.hook_mlp_out",
         ),
         ("elsewhere/layer_3/a", None, None, None),
+        (f"layer_7/embedding/transcoders/{RES}", "blocks.20.hook_resid_post", "gemma-2-2b", None),
     ],
 )
 def test_sites_and_models_are_those_of_paths(path, site, model, out, tmp_path):
