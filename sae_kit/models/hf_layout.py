@@ -13,7 +13,6 @@ an old `pytorch_model.bin`, of which only tensors are read, never code.
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -262,11 +261,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of damaged bytes it raises what comes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{path}: not a file of tensors only ({error}); save it as model.safetensors"
+            f"{path}: not a file of tensors only ({reason}); save it as model.safetensors"
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
+    if not named or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{path}: not a file of named tensors; save it as model.safetensors")
     return tensors
 

@@ -281,6 +281,14 @@ def test_a_pickled_file_never_runs_code(folder):
     assert mark.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"abc", b"<html>none</html>", b"\x80\x02X\x05\x00"])
+def test_a_damaged_pickled_file_is_named(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: not a file of tensors only"):
+        read_model(folder)
+
+
 @pytest.mark.parametrize("content", [torch.zeros(2), {"model": {"wte.weight": torch.zeros(2)}}])
 def test_a_pickled_file_of_something_else(folder, content):
     (folder / "model.safetensors").unlink()
