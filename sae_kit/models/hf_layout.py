@@ -169,6 +169,11 @@ def read_config(folder: Path) -> GPT2Config:
     sizes = {
         ours: stated[theirs] for ours, theirs in SIZES.items() if stated.get(theirs) is not None
     }
+    eps = sizes.get("eps", 0.0)
+    if type(eps) in (int, float) and not 0 <= eps < math.inf:
+        raise ValueError(f"{path}: layer_norm_epsilon={eps} is not a finite number of 0 or more")
+    if type(eps) is int:
+        sizes["eps"] = float(eps)  # JSON has one kind of numbers
     for ours, size in sizes.items():
         kind = {"eps": float, "tied": bool}.get(ours, int)
         if type(size) is not kind:

@@ -1,6 +1,7 @@
 """Hugging Face layout: key maps, sizes, and every way in which a folder can be wrong."""
 
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -86,12 +87,13 @@ def test_a_model_without_layernorm_keeps_every_bit(make_gpt2, tmp_path):
     assert_same(read_model(tmp_path), model)
 
 
-def test_another_large_epsilon_is_undone_as_well(make_gpt2, tmp_path):
+@pytest.mark.parametrize("eps", [1e12, 10**12])
+def test_another_large_epsilon_is_undone_as_well(eps, make_gpt2, tmp_path):
     """As published models have it: epsilon 1e12, gains a million times as large."""
     model = make_gpt2(replace(SMALL, norm="linear"))
     write_model(model, tmp_path, eot_id=0, dtype=torch.float32)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e12}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": eps}))
     tensors = tensors_of(tmp_path)
     for key in [key for key in tensors if ".ln_" in key and key.endswith("weight")]:
         tensors[key] = tensors[key] / 2.0**20 * 1e6
@@ -211,6 +213,9 @@ def test_one_tensor_under_two_names(folder):
         ("n_head", 5),
         ("n_embd", -32),
         ("layer_norm_epsilon", "small"),
+        ("layer_norm_epsilon", -1e-5),
+        ("layer_norm_epsilon", math.nan),
+        ("layer_norm_epsilon", math.inf),
         ("tie_word_embeddings", 1),
     ],
 )
