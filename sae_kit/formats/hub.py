@@ -190,7 +190,7 @@ class HubPlace(Place):
         """See Place.header."""
         listing = self._repository.listing
         if not self.has(name) and not listing.from_cache:
-            refuse(self.file(name), "is missing", "give a folder that holds weights too")
+            self.lacks(name, "give a folder that holds weights too")
         full = self._full(name)
         if listing.from_cache or self._repository.cached(full):
             return LocalPlace(self.path(name)).header(PurePosixPath(full).name)

@@ -100,6 +100,13 @@ class Place(ABC):
         return self.where if PurePosixPath(self.where).name == name else f"{self.where}/{name}"
 
     @final
+    def lacks(self, name: str, remedy: str) -> NoReturn:
+        """Raise ValueError for a file that is not there."""
+        if self.names() == (PurePosixPath(self.where).name,):
+            refuse(self.where, f"is one file of an SAE, {name} another", "give the folder of both")
+        refuse(self.file(name), "is missing", remedy)
+
+    @final
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file's object.
 
@@ -112,7 +119,7 @@ class Place(ABC):
     def parsed(self, name: str, parse: Callable[[str], Any], language: str) -> dict[str, Any]:
         """A text file's object, by the parser of its language."""
         if not self.has(name):
-            refuse(self.file(name), "is missing", "put it beside the weights")
+            self.lacks(name, "put it beside the weights")
         path = self.path(name)  # outside: that it cannot be fetched says nothing about the file
         try:
             if (n_bytes := path.stat().st_size) > MAX_JSON:
@@ -174,7 +181,7 @@ class LocalPlace(Place):
     def header(self, name: str) -> Header:
         """See Place.header."""
         if not self.has(name):
-            refuse(self.file(name), "is missing", "put it beside its config")
+            self.lacks(name, "put it beside its config")
         try:
             with safe_open(self.path(name), framework="pt") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118

@@ -55,7 +55,7 @@ def open_zip(place: Place, name: str, *, expansion: int, remedy: str) -> Iterato
     """
     where = place.file(name)
     if not place.has(name):
-        refuse(where, "is missing", "put it where its config says")
+        place.lacks(name, "put it where its config says")
     path = place.path(name)
     with parsing(where):
         n_bytes = path.stat().st_size

@@ -84,6 +84,23 @@ def test_a_file_is_no_folder(tmp_path):
         save(tmp_path / "taken")
 
 
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("saelens", "sae_weights.safetensors"),
+        ("saelens", "cfg.json"),
+        ("sparsify", "sae.safetensors"),
+        ("dictionary_learning", "ae.pt"),
+    ],
+)
+def test_a_file_of_two_is_no_sae(format, name, tmp_path):
+    sae = TopKConfig(d_sae=8, k=2).build(4, generator=torch.Generator().manual_seed(0))
+    formats.save_sae(sae, tmp_path, format=format)
+    for open_ in (formats.load_sae, formats.inspect_sae, formats.load_saes):
+        with pytest.raises(ValueError, match=rf"{name}: is one file of an SAE, .*give the folder"):
+            open_(tmp_path / name)
+
+
 def test_a_site_that_contradicts_the_file_is_refused(tmp_path):
     save(tmp_path, hook_name="hook_embed")
     assert formats.load_sae(tmp_path, site="hook_embed").metadata["hook_name"] == "hook_embed"
