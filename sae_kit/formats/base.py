@@ -348,7 +348,7 @@ def _by_site(
             if not is_other and not one.recognises(place):
                 continue
             seen.add(entry)
-            site = site or one.site(place) or entry.rsplit("/", 1)[-1]
+            site = site or one.site(place) or place.where.rsplit("/", 1)[-1]
             if site in found:
                 raise ValueError(
                     f"{root.where}: both {found[site][1].where} and {place.where} are SAEs of "

@@ -31,6 +31,15 @@ def test_sites_open_in_the_order_the_model_computes_them(tmp_path):
     assert list(formats.load_saes(tmp_path, layers=[10, 0])) == [order[1], order[8]]
 
 
+@pytest.mark.parametrize("format", ["saelens", "sparsify", "dictionary_learning"])
+def test_saes_of_no_site_go_by_the_names_of_their_folders(format, tmp_path):
+    sae = TopKConfig(d_sae=8, k=2).build(4, generator=torch.Generator().manual_seed(0))
+    for name in ("first", "second"):
+        formats.save_sae(sae, tmp_path / name, format=format)
+    assert list(formats.load_saes(tmp_path)) == ["first", "second"]
+    assert list(formats.load_saes(tmp_path / "first")) == ["first"]
+
+
 def test_absent_layers_are_named(tmp_path):
     for layer in (0, 3):
         save(tmp_path / "saes" / f"blocks.{layer}.hook_resid_pre")
