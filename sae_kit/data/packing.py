@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from sae_kit.data.tokens import Contexts, cache_folder
 from sae_kit.files import taking_turns
-from sae_kit.models.tokenizer import Tokenizer
+from sae_kit.models.tokenizer import END_OF_TEXT, Tokenizer
 
 _PIECE_CHARS = 1 << 16
 _BATCH_PIECES = 64
 # Where a long text may be cut without changing a token: GPT-2's pre-tokenisation never looks across
-# the boundary before the last white-space character of a run.
-_SAFE_CUT = re.compile(r"\n(?=\S)")
+# the boundary before the last white-space character of a run, unless an end of text follows.
+_SAFE_CUT = re.compile(rf"\n(?!{re.escape(END_OF_TEXT)})(?=\S)")
 
 _log = logging.getLogger(__name__)
 

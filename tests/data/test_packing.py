@@ -38,6 +38,7 @@ def test_pieces_tokenise_as_the_whole(
         "1732",
         "...",
         "é",
+        "<|endoftext|>",
     ]
     text = "".join(rng.choice(parts, 400))
     pieces = list(pieces_of(text, 20))
