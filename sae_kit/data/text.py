@@ -47,8 +47,8 @@ class TextConfig(TokensConfig, kind="text"):
     """Local text files."""
 
     paths: tuple[str, ...]
-    """Files, folders (searched for .txt, .jsonl, .parquet) or patterns such as books/**/*.txt. What
-    is there under a name is no pattern, whatever is in it.
+    """Files, folders (searched for .txt, .jsonl, .parquet that are not hidden) or patterns such as
+    books/**/*.txt. What is there under a name is no pattern, whatever is in it.
     """
     text_field: str = "text"
     """The field of .jsonl objects, or column of .parquet files, that holds the text."""
@@ -91,7 +91,12 @@ def find_files(paths: tuple[str, ...]) -> list[Path]:
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            files = [file for file in path.rglob("*") if file.suffix in SUFFIXES]
+            files = [
+                file
+                for file in path.rglob("*")
+                if file.suffix in SUFFIXES
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            ]
         elif path.is_file():  # also one whose name could be read as a pattern
             files = [path]
         else:

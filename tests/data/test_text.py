@@ -37,6 +37,17 @@ def test_files_folders_and_patterns(folder: Path) -> None:
     assert find_files((str(a), str(folder), str(a))) == [b, a]
 
 
+def test_hidden_files_of_a_folder_are_no_text(folder: Path) -> None:
+    """Such as what macOS leaves beside a file, and old copies of notebooks and repositories."""
+    before = find_files((str(folder),))
+    (folder / "._b.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / ".copies").mkdir()
+    (folder / ".copies" / "b.txt").write_bytes((folder / "b.txt").read_bytes())
+    assert find_files((str(folder),)) == before
+    hidden = folder.rename(folder.parent / ".books")  # which is named
+    assert len(find_files((str(hidden),))) == len(before)
+
+
 @pytest.mark.parametrize("name", ["books [1].txt", "a*b.txt", "what?.txt", "[!x].txt"])
 def test_a_file_is_found_whatever_its_name_would_match(folder: Path, name: str) -> None:
     (folder / name).write_text("the cat sat\n", encoding="utf-8")
