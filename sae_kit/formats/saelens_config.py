@@ -148,6 +148,10 @@ OLD_SETTINGS = (
     "reshape_activations",
     "activation_fn",
     "activation_fn_kwargs",
+    # Of today's layout, in files of others that name no version; SAELens takes them so too.
+    "d_out",
+    "k",
+    RESCALE,
 )
 
 
@@ -155,7 +159,11 @@ def _modernised(old: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A config of the older, flat layout in terms of today's."""
     flat = {RENAMED.get(key, key): value for key, value in old.items()}
     metadata = {key: value for key, value in flat.items() if key not in OLD_SETTINGS}
-    metadata.setdefault("prepend_bos", True)
+    if isinstance(nested := metadata.get("metadata"), Mapping):  # today's layout, as above
+        metadata = {**nested, **metadata}
+        del metadata["metadata"]
+    else:
+        metadata.setdefault("prepend_bos", True)
     new = {key: flat[key] for key in OLD_SETTINGS if flat.get(key) is not None}
     activation = new.pop("activation_fn", "relu")
     settings = new.pop("activation_fn_kwargs", {})

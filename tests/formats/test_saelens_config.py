@@ -71,3 +71,15 @@ def test_later_versions_are_taken_as_they_are(version, tmp_path):
     new = {"d_in": 4, "metadata": {"sae_lens_version": version}}
     (tmp_path / "cfg.json").write_text(json.dumps(new))
     assert modern(LocalPlace(tmp_path).json("cfg.json"), "cfg.json") == new
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_todays_keys_mean_the_same_in_a_file_without_a_version(kind):
+    sae = build("topk", d_out=5 if kind else None)
+    contents = contents_for(sae, {"hook_name": "here"}) | {"rescale_acts_by_decoder_norm": True}
+    del contents["metadata"]["sae_lens_version"]
+    read = modern(contents, HERE)
+    assert read["rescale_acts_by_decoder_norm"] is True  # it decides outputs
+    read = dict(read) | {"rescale_acts_by_decoder_norm": False}
+    assert plain_of(read, HERE) == Plain.of(sae)
+    assert provenance(read, plain_of(read, HERE), HERE) == (sae.config, {"hook_name": "here"})
