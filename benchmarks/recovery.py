@@ -153,7 +153,9 @@ def train_ours(plan: Plan, run: Run, seed: int, out: Path) -> None:
     trainer = Trainer(trainer_config, sae_config, LocalObjective(), source, device=cpu)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trainer.fit(Path(folder), [])
+        stopped = trainer.fit(Path(folder), [])
+    if stopped:  # half a run is no result
+        sys.exit(128 + stopped)
     print(json.dumps({"training_seconds": round(time.perf_counter() - start, 2)}))
     sae = trainer.saes[PLANTED]
     sae.fold_scales(source.scales[PLANTED], source.scales[PLANTED])
