@@ -24,15 +24,16 @@ def run_with(
     acts: Float[Tensor, "batch pos *axes"],
     *,
     capture: Collection[Site] = (),
+    stop: Site | None = None,
 ) -> Run:
-    """The run in which the activations at `site` are `acts`.
+    """The run in which the activations at `site` are `acts`, up to `stop` or to the logits.
 
     At a residual-stream site the run starts there. Elsewhere it starts from the tokens, since other
     parts of the model bypass the site.
     """
     if _alone(site):
-        return model.run(start=(site, acts), capture=capture)
-    return model.run(tokens, edit={site: lambda _: acts}, capture=capture)
+        return model.run(start=(site, acts), capture=capture, stop=stop)
+    return model.run(tokens, edit={site: lambda _: acts}, capture=capture, stop=stop)
 
 
 def _alone(site: Site) -> bool:

@@ -16,6 +16,7 @@ from sae_kit.viz.plots import (
     INK,
     PALETTE,
     axis_labels,
+    block_of,
     grid,
     reference,
     site_labels,
@@ -63,11 +64,6 @@ def _pair_labels(result: Result) -> tuple[list[str], str]:
 def _title(result: Result, text: str) -> str:
     model, n = result.provenance["subject"]["model"], result.scalars["n_positions"]
     return f"{text}: SAEs in {model}, {n:,} positions of held-out text"
-
-
-def _block(site: str) -> int:
-    """The number of a site's block."""
-    return next((int(part) for part in site.split(".") if part.isdecimal()), -1)
 
 
 def _colours(n: int) -> list[tuple[float, ...]]:
@@ -255,7 +251,7 @@ def _alive(result: Result) -> Figure:
     arrays = result.arrays
     # Arrays that were read from disk are in the order of their names: block 10 before block 2.
     sites = list(dict.fromkeys(site for row in result.rows for site in (row["up"], row["down"])))
-    sites.sort(key=_block)
+    sites.sort(key=block_of)
     short, what = site_labels(sites)
     n = int(result.scalars["n_positions"])
     title = _title(result, "Latents that have fired so far")

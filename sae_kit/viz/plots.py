@@ -256,6 +256,11 @@ def site_labels(sites: Sequence[str]) -> tuple[list[str], str]:
     return short, "site"
 
 
+def block_of(site: str) -> int:
+    """The number of a site's block; -1 for one that is in none."""
+    return next((int(part) for part in site.split(".") if part.isdecimal()), -1)
+
+
 def _points(
     ax: Axes,
     x: Sequence[float],

@@ -25,6 +25,7 @@ from sae_kit.viz.plots import (
     Row,
     arms,
     axis_labels,
+    block_of,
     grid,
     interval_of,
     legend,
@@ -152,7 +153,7 @@ def _gates(result: Result, rows: Sequence[Row]) -> Figure:
 
 def _by_site(rows: Sequence[Row]) -> Figure:
     """The median slope against the site where activations are replaced, by path."""
-    sites = sorted({row["site"] for row in rows}, key=_block)
+    sites = sorted({row["site"] for row in rows}, key=block_of)
     title = f"{rows[0]['model']}: medians over pairs of prompts, 95 % intervals"
     figure, (ax,) = grid(1, n_columns=1, panel=(6.0, 3.4), title=title)
     for i, path in enumerate(dict.fromkeys(row["path"] for row in rows)):
@@ -260,7 +261,3 @@ def _finish(ax: Axes, x: str) -> None:
     reference(ax, 1.0)
     axis_labels(ax, x, SLOPE)
     legend(ax)
-
-
-def _block(site: str) -> int:
-    return int(site.split(".")[1])

@@ -179,3 +179,11 @@ def test_pyplot_whose_state_is_global_is_not_imported():
     ]
     assert "matplotlib.figure.Figure" in names
     assert not [name for name in names if "pyplot" in name]
+
+
+@pytest.mark.parametrize(
+    ("site", "block"),
+    [("blocks.0.hook_resid_pre", 0), ("blocks.10.mlp.hook_post", 10), ("hook_embed", -1)],
+)
+def test_the_block_of_a_site(site, block):
+    assert plots.block_of(site) == block

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sae_kit.evals.base import Subject
 from sae_kit.models.hooks import Site
+from sae_kit.models.splice import run_with
 from sae_kit.sae.base import SAE
 from sae_kit.sae.code import SparseCode
 
@@ -109,20 +110,11 @@ class Ablation:
         x = clean.acts[self._written]
         whole = _rows(x)
         without = whole.index_copy(0, fires, whole[fires] - part.to(whole.dtype)).view_as(x)
+        ablated = run_with(self._model, tokens, self._written, without, capture=[down], stop=down)
         before, after = (
-            reader.encode(_rows(acts)[fires].float())
-            for acts in (clean.acts[down], self._downstream(tokens, without))
+            reader.encode(_rows(run.acts[down])[fires].float()) for run in (clean, ablated)
         )
         return Change(before.cpu(), after.cpu())
-
-    def _downstream(self, tokens: Int[Tensor, "batch pos"], x: Tensor) -> Tensor:
-        """The activation at the downstream site, with `x` where the upstream SAE writes."""
-        down, written = self._sites[1], self._written
-        if ".hook_resid_" in written:
-            run = self._model.run(start=(written, x), capture=[down], stop=down)
-        else:  # the stream goes past such a site, so that it has to be computed again
-            run = self._model.run(tokens, edit={written: lambda _: x}, capture=[down], stop=down)
-        return run.acts[down]
 
 
 def _rows(acts: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "rows d"]:
